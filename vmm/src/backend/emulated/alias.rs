@@ -1,0 +1,211 @@
+//! Memory model `alias`: contents are lost at conversion, and an access that the page's state
+//! forbids is caught.
+//!
+//! A 2 MiB block of an alias is registered with userfaultfd unless all of it is legitimate through
+//! that alias, so that a guest at work in converted memory causes no faults. In a mixed block the
+//! fault thread ([`super::fault`]) asks the page map. Registering by block rather than by page
+//! bounds the number of host mappings: pages that alternate share one.
+
+use mapgpa_abi::{Alias, Direction};
+
+use super::memory::{Ram, Region, memory_error};
+use super::userfaultfd::Userfaultfd;
+use crate::memory::{Memory, MemoryError};
+use crate::pagemap::{PageMap, PageState, Pages};
+
+/// Pages of a block.
+const BLOCK: u64 = 512;
+
+/// The backing of both aliases, and what of it is registered.
+#[derive(Debug)]
+pub(super) struct AliasMemory<'a> {
+    ram: &'a Ram,
+    userfaultfd: Option<&'a Userfaultfd>,
+    private: Blocks,
+    shared: Blocks,
+    /// A forbidden access was let through, so that an alias may have contents that it should not.
+    tainted: bool,
+}
+
+/// A set of blocks, by number: page frame number / [`BLOCK`].
+#[derive(Debug)]
+struct Blocks {
+    bits: Vec<u64>,
+}
+
+impl Blocks {
+    fn new(blocks: u64) -> Self {
+        Self { bits: vec![0; usize::try_from(blocks.div_ceil(64)).unwrap_or(usize::MAX)] }
+    }
+
+    fn has(&self, block: u64) -> bool {
+        self.word(block).is_some_and(|word| self.bits[word] >> (block % 64) & 1 != 0)
+    }
+
+    fn set(&mut self, block: u64, on: bool) {
+        if let Some(word) = self.word(block) {
+            let bit = 1 << (block % 64);
+            if on {
+                self.bits[word] |= bit;
+            } else {
+                self.bits[word] &= !bit;
+            }
+        }
+    }
+
+    fn word(&self, block: u64) -> Option<usize> {
+        usize::try_from(block / 64).ok().filter(|word| *word < self.bits.len())
+    }
+}
+
+impl<'a> AliasMemory<'a> {
+    /// The memory of a guest all of whose pages are private and accepted.
+    ///
+    /// # Errors
+    /// The shared alias cannot be registered.
+    pub(super) fn new(
+        ram: &'a Ram,
+        userfaultfd: Option<&'a Userfaultfd>,
+    ) -> Result<Self, MemoryError> {
+        let end = ram.regions().last().map_or(0, |region| region.pages.end());
+        let blocks = end.div_ceil(BLOCK);
+        let (private, shared) = (Blocks::new(blocks), Blocks::new(blocks));
+        let mut this = Self { ram, userfaultfd, private, shared, tainted: false };
+        for region in ram.regions() {
+            this.register(region, Alias::Shared, region.pages, true)?;
+        }
+        Ok(this)
+    }
+
+    /// A forbidden access was let through: from now on conversions and accepts clear both aliases.
+    pub(super) const fn taint(&mut self) {
+        self.tainted = true;
+    }
+
+    fn blocks(&mut self, alias: Alias) -> &mut Blocks {
+        match alias {
+            Alias::Private => &mut self.private,
+            Alias::Shared => &mut self.shared,
+        }
+    }
+
+    /// Registers what the map now forbids through `alias` in the blocks that `part` touches, and
+    /// unregisters what it allows; neighbours that change alike by one call.
+    fn update(
+        &mut self,
+        region: &Region,
+        alias: Alias,
+        part: Pages,
+        map: &PageMap,
+    ) -> Result<(), MemoryError> {
+        if self.userfaultfd.is_none() {
+            return Ok(());
+        }
+        let legitimate = match alias {
+            Alias::Private => PageState::PrivateAccepted,
+            Alias::Shared => PageState::Shared,
+        };
+        let mut change: Option<(Pages, bool)> = None;
+        for block in part.first / BLOCK..part.end().div_ceil(BLOCK) {
+            let pages = Pages { first: block * BLOCK, count: BLOCK };
+            let Some(pages) = region.clip(pages) else { continue };
+            let on = map.uniform(pages) != Some(legitimate);
+            if self.blocks(alias).has(block) == on {
+                continue;
+            }
+            match &mut change {
+                Some((run, to)) if *to == on && run.end() == pages.first => {
+                    run.count += pages.count;
+                }
+                _ => {
+                    if let Some((run, to)) = change.replace((pages, on)) {
+                        self.register(region, alias, run, to)?;
+                    }
+                }
+            }
+        }
+        if let Some((run, to)) = change {
+            self.register(region, alias, run, to)?;
+        }
+        Ok(())
+    }
+
+    /// Registers (`on`) or unregisters `run`, whole blocks of `region`.
+    ///
+    /// Where the host has no mappings left (vm.max_map_count), more is registered rather than less:
+    /// the fault thread then lets legitimate accesses through, only slower.
+    fn register(
+        &mut self,
+        region: &Region,
+        alias: Alias,
+        mut run: Pages,
+        on: bool,
+    ) -> Result<(), MemoryError> {
+        let Some(userfaultfd) = self.userfaultfd else { return Ok(()) };
+        let (start, size) = region.host(alias, run);
+        let call = if on { "UFFDIO_REGISTER" } else { "UFFDIO_UNREGISTER" };
+        let done = if on {
+            userfaultfd.register(start, size)
+        } else {
+            userfaultfd.unregister(start, size)
+        };
+        if let Err(error) = done {
+            if error.raw_os_error() != Some(libc::ENOMEM) {
+                return Err(memory_error(call, run, error));
+            }
+            // What was changed before the mappings ran out is covered too.
+            run = region.pages;
+            let (start, size) = region.host(alias, run);
+            userfaultfd
+                .register(start, size)
+                .map_err(|error| memory_error("UFFDIO_REGISTER", run, error))?;
+            return Ok(self.mark(alias, run, true));
+        }
+        self.mark(alias, run, on);
+        Ok(())
+    }
+
+    fn mark(&mut self, alias: Alias, run: Pages, on: bool) {
+        for block in run.first / BLOCK..run.end().div_ceil(BLOCK) {
+            self.blocks(alias).set(block, on);
+        }
+    }
+}
+
+impl Memory for AliasMemory<'_> {
+    fn convert(
+        &mut self,
+        run: Pages,
+        to: Direction,
+        keep: bool,
+        map: &PageMap,
+    ) -> Result<(), MemoryError> {
+        let ram = self.ram;
+        let (new, old) = (to.alias(), to.reverse().alias());
+        for region in ram.regions() {
+            let Some(part) = region.clip(run) else { continue };
+            // In this order a touch in between is either before the conversion, or caught.
+            self.update(region, old, part, map)?;
+            for alias in [old, new] {
+                let lost = alias == old || self.tainted;
+                if lost && !(keep && alias == Alias::Private) {
+                    region.discard(alias, part)?;
+                }
+            }
+            self.update(region, new, part, map)?;
+        }
+        Ok(())
+    }
+
+    fn accept(&mut self, run: Pages, map: &PageMap) -> Result<(), MemoryError> {
+        let ram = self.ram;
+        for region in ram.regions() {
+            let Some(part) = region.clip(run) else { continue };
+            if self.tainted {
+                region.discard(Alias::Private, part)?;
+            }
+            self.update(region, Alias::Private, part, map)?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,77 @@
+//! The fault thread: decides what becomes of a touch of a missing page in registered memory.
+
+use std::io;
+use std::os::fd::AsFd;
+
+use mapgpa_abi::{Alias, PAGE_SIZE};
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::eventfd::EventFd;
+
+use super::EmulatedError;
+use super::memory::Ram;
+use super::userfaultfd::Userfaultfd;
+use super::vcpu::Run;
+use crate::engine::{EventSink, Flow};
+
+/// Answers touches until `done` is written to, when all vCPUs have ended.
+///
+/// A touch that the page map allows gets its page; one that it forbids is an event first. Either
+/// way the page is filled while the engine is held, so that no conversion comes in between. Should
+/// that fail, everything is unregistered, lest a vCPU waits for ever.
+pub(super) fn serve<S: EventSink>(
+    run: &Run<'_, S>,
+    ram: &Ram,
+    userfaultfd: &Userfaultfd,
+    done: &EventFd,
+    shared_bit: u64,
+) {
+    if let Err(error) = answer(run, ram, userfaultfd, done, shared_bit) {
+        run.fail(EmulatedError::Fault(error));
+        for region in ram.regions() {
+            for alias in [Alias::Private, Alias::Shared] {
+                let (start, size) = region.host(alias, region.pages);
+                // The run has failed already; there is nobody else to tell.
+                let _ = userfaultfd.unregister(start, size);
+            }
+        }
+    }
+}
+
+fn answer<S: EventSink>(
+    run: &Run<'_, S>,
+    ram: &Ram,
+    userfaultfd: &Userfaultfd,
+    done: &EventFd,
+    shared_bit: u64,
+) -> io::Result<()> {
+    loop {
+        let mut fds = [
+            PollFd::new(userfaultfd.as_fd(), PollFlags::POLLIN),
+            PollFd::new(done.as_fd(), PollFlags::POLLIN),
+        ];
+        match poll(&mut fds, PollTimeout::NONE) {
+            Ok(_) | Err(Errno::EINTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+        let is_done = fds[1].any().unwrap_or(false);
+        while let Some(address) = userfaultfd.read_fault()? {
+            if let Some((alias, page)) = ram.find(address) {
+                let bit = if alias == Alias::Shared { shared_bit } else { 0 };
+                let mut engine = run.engine();
+                if let Err(flow) = engine.touch(page * PAGE_SIZE | bit) {
+                    engine.memory().taint();
+                    if flow == Flow::Stop {
+                        run.meeting.stop();
+                    }
+                }
+                userfaultfd.fill(address)?;
+            } else {
+                userfaultfd.fill(address)?;
+            }
+        }
+        if is_done {
+            return Ok(());
+        }
+    }
+}

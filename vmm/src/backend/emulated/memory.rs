@@ -1,0 +1,177 @@
+//! Guest memory on the host: for each region of RAM two mappings, one behind each alias.
+//!
+//! Both are anonymous and reserve nothing, so that memory costs what is touched of it.
+
+use std::io;
+
+use mapgpa_abi::layout::{HOLE_END, HOLE_START};
+use mapgpa_abi::{Alias, PAGE_SIZE};
+use vm_memory::volatile_memory::VolatileMemory;
+use vm_memory::{Bytes, MmapRegion};
+
+use crate::memory::MemoryError;
+use crate::pagemap::Pages;
+
+/// Bytes of a page, as a host size.
+pub(super) const HOST_PAGE: usize = 4096;
+
+/// Why guest memory cannot be set up.
+#[derive(Debug, thiserror::Error)]
+pub enum SetupError {
+    /// The host has no room for the mapping.
+    #[error("cannot map {size} bytes for guest memory")]
+    Map {
+        /// Size in bytes.
+        size: u64,
+        /// Why.
+        source: vm_memory::mmap::MmapRegionError,
+    },
+    /// Something was to be written outside guest memory.
+    #[error("no guest memory for {size} bytes at GPA {gpa:#x}")]
+    Outside {
+        /// GPA in bytes.
+        gpa: u64,
+        /// Size in bytes.
+        size: usize,
+    },
+}
+
+/// An anonymous mapping of `size` bytes, all zero, nothing reserved.
+///
+/// # Errors
+/// The host has no room for it.
+pub(super) fn map(size: u64) -> Result<MmapRegion, SetupError> {
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+    usize::try_from(size)
+        .map_err(|_| vm_memory::mmap::MmapRegionError::InvalidPointer)
+        .and_then(|size| MmapRegion::build(None, size, libc::PROT_READ | libc::PROT_WRITE, flags))
+        .map_err(|source| SetupError::Map { size, source })
+}
+
+/// A run of RAM.
+#[derive(Debug)]
+pub(super) struct Region {
+    /// Its pages.
+    pub(super) pages: Pages,
+    private: MmapRegion,
+    shared: MmapRegion,
+}
+
+impl Region {
+    fn new(gpa: u64, size: u64) -> Result<Self, SetupError> {
+        let region =
+            Self { pages: Pages::of_bytes(gpa, size), private: map(size)?, shared: map(size)? };
+        for mapping in [&region.private, &region.shared] {
+            // A conversion of part of a huge page would split it, and a guest test touches few
+            // pages. Advice: a kernel without huge pages refuses it, which is as good.
+            let _ = advise(mapping, 0, mapping.size(), libc::MADV_NOHUGEPAGE);
+        }
+        Ok(region)
+    }
+
+    /// The mapping behind `alias`.
+    pub(super) const fn mapping(&self, alias: Alias) -> &MmapRegion {
+        match alias {
+            Alias::Private => &self.private,
+            Alias::Shared => &self.shared,
+        }
+    }
+
+    /// The part of `run` in this region, if any.
+    pub(super) fn clip(&self, run: Pages) -> Option<Pages> {
+        let first = run.first.max(self.pages.first);
+        let end = run.end().min(self.pages.end());
+        (first < end).then(|| Pages { first, count: end - first })
+    }
+
+    /// Host address and size in bytes of `part`, which lies in this region, behind `alias`.
+    #[expect(clippy::cast_possible_truncation, reason = "less than the mapping's size, a usize")]
+    pub(super) fn host(&self, alias: Alias, part: Pages) -> (usize, usize) {
+        let offset = (part.first - self.pages.first) * PAGE_SIZE;
+        (self.mapping(alias).as_ptr().addr() + offset as usize, (part.count * PAGE_SIZE) as usize)
+    }
+
+    /// Drops the contents of `part`, which lies in this region, behind `alias`: it reads as zero.
+    pub(super) fn discard(&self, alias: Alias, part: Pages) -> Result<(), MemoryError> {
+        let mapping = self.mapping(alias);
+        let (start, size) = self.host(alias, part);
+        advise(mapping, start - mapping.as_ptr().addr(), size, libc::MADV_DONTNEED)
+            .map_err(|source| memory_error("madvise(MADV_DONTNEED)", part, source))
+    }
+}
+
+/// The error of `call` for the pages of `part`.
+pub(super) fn memory_error(call: &'static str, part: Pages, source: io::Error) -> MemoryError {
+    MemoryError { call, gpa: part.gpa(), size: part.count * PAGE_SIZE, source }
+}
+
+/// madvise of `size` bytes at `offset` of a mapping of guest memory.
+fn advise(mapping: &MmapRegion, offset: usize, size: usize, advice: i32) -> io::Result<()> {
+    if offset.checked_add(size).is_none_or(|end| end > mapping.size()) {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    // SAFETY: within the mapping, which is guest memory: it holds no Rust objects, and is read and
+    // written as volatile bytes only.
+    let result = unsafe { libc::madvise(mapping.as_ptr().add(offset).cast(), size, advice) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// The RAM of a guest: from 0, with the hole of [`mapgpa_abi::layout`].
+#[derive(Debug)]
+pub(super) struct Ram {
+    regions: Vec<Region>,
+}
+
+impl Ram {
+    /// RAM of `size` bytes, a multiple of 4 KiB.
+    pub(super) fn new(size: u64) -> Result<Self, SetupError> {
+        let mut regions = vec![Region::new(0, size.min(HOLE_START))?];
+        if size > HOLE_START {
+            regions.push(Region::new(HOLE_END, size - HOLE_START)?);
+        }
+        Ok(Self { regions })
+    }
+
+    /// Its regions, in order.
+    pub(super) fn regions(&self) -> &[Region] {
+        &self.regions
+    }
+
+    /// Writes `bytes` at `gpa` behind the private alias.
+    pub(super) fn write(&self, gpa: u64, bytes: &[u8]) -> Result<(), SetupError> {
+        let outside = || SetupError::Outside { gpa, size: bytes.len() };
+        let page = gpa / PAGE_SIZE;
+        let region = self
+            .regions
+            .iter()
+            .find(|region| region.pages.first <= page && page < region.pages.end());
+        let region = region.ok_or_else(outside)?;
+        let offset = usize::try_from(gpa - region.pages.gpa()).map_err(|_| outside())?;
+        region.private.as_volatile_slice().write_slice(bytes, offset).map_err(|_| outside())
+    }
+
+    /// Puts pages behind the private alias of `run` at once, rather than one by one as they are
+    /// touched; what lies outside RAM is left out.
+    pub(super) fn populate(&self, run: Pages) {
+        for region in &self.regions {
+            if let Some(part) = region.clip(run) {
+                let (start, size) = region.host(Alias::Private, part);
+                let offset = start - region.private.as_ptr().addr();
+                // For speed only: kernels before 5.14 refuse it.
+                let _ = advise(&region.private, offset, size, libc::MADV_POPULATE_WRITE);
+            }
+        }
+    }
+
+    /// The alias and the page behind a host address.
+    pub(super) fn find(&self, address: usize) -> Option<(Alias, u64)> {
+        self.regions.iter().find_map(|region| {
+            [Alias::Private, Alias::Shared].into_iter().find_map(|alias| {
+                let mapping = region.mapping(alias);
+                let offset = address.checked_sub(mapping.as_ptr().addr())?;
+                (offset < mapping.size())
+                    .then(|| (alias, region.pages.first + (offset / HOST_PAGE) as u64))
+            })
+        })
+    }
+}

@@ -1,0 +1,163 @@
+//! Backend `emulated`: a plain KVM VM in which the VMM plays the TDX module.
+//!
+//! The way of a call: the guest's TDCALL was replaced by a port write ([`image`]), which exits to
+//! [`vcpu`], which hands the registers to [`crate::tdcall`]; a conversion comes back to [`alias`].
+//! Guest tests run at CPL 3 from the first instruction on ([`vm`], [`tables`]).
+
+mod alias;
+mod boot;
+mod fault;
+mod image;
+mod memory;
+mod tables;
+mod tick;
+mod userfaultfd;
+mod vcpu;
+mod vm;
+
+use std::time::Instant;
+
+use nix::sys::eventfd::{EfdFlags, EventFd};
+
+pub use image::ImageError;
+pub use memory::SetupError;
+pub use vm::VmError;
+
+use crate::backend::{End, Setup};
+use crate::engine::{Engine, EventSink, Settings};
+use crate::memory::MemoryError;
+use alias::AliasMemory;
+use memory::Ram;
+use userfaultfd::Userfaultfd;
+use vcpu::Run;
+use vm::{Host, Vm};
+
+/// The image of the built-in guests.
+pub const GUESTS_IMAGE: &[u8] = include_bytes!(env!("MAPGPA_IMAGE_GUESTS"));
+/// The image that `mapgpa host` boots to see what this host can do.
+pub const CANARY_IMAGE: &[u8] = include_bytes!(env!("MAPGPA_IMAGE_CANARY"));
+/// The image of the scripted guest that tests of this backend run.
+pub const PROBE_IMAGE: &[u8] = include_bytes!(env!("MAPGPA_IMAGE_PROBE"));
+
+/// The checks that need userfaultfd.
+const CHECKS_OFF: &[&str] = &["wrong-alias", "access-before-accept"];
+
+/// A run that could not be done.
+#[derive(Debug, thiserror::Error)]
+pub enum EmulatedError {
+    /// KVM cannot do it.
+    #[error(transparent)]
+    Vm(#[from] VmError),
+    /// There is no memory for the guest.
+    #[error(transparent)]
+    Setup(#[from] SetupError),
+    /// The guest's image is unusable.
+    #[error(transparent)]
+    Image(#[from] ImageError),
+    /// Guest memory could not be converted.
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
+    /// Forbidden accesses can no longer be caught.
+    #[error("userfaultfd failed")]
+    Fault(#[source] std::io::Error),
+    /// There is no timer to end the guest with.
+    #[error("timer_create failed")]
+    Timer(#[source] std::io::Error),
+    /// KVM gave up on the guest.
+    #[error("KVM cannot run this guest: vCPU {vcpu} exited with {exit}")]
+    Exit {
+        /// Index of the vCPU.
+        vcpu: u32,
+        /// The exit and the registers.
+        exit: String,
+    },
+}
+
+/// The GPAW that a guest gets unless the user says otherwise: 48 where guests' physical addresses
+/// are that wide, else as wide as they are.
+///
+/// # Errors
+/// There is no usable KVM here.
+pub fn default_gpaw() -> Result<u32, EmulatedError> {
+    Ok(Host::get()?.address_bits().min(48))
+}
+
+/// Whether forbidden accesses can be caught here.
+///
+/// # Errors
+/// Why not: no userfaultfd, or no privilege to catch what KVM touches.
+pub fn can_catch_accesses() -> std::io::Result<()> {
+    Userfaultfd::open().map(drop)
+}
+
+/// Runs `setup` with an engine made of `settings` and `sink`, until the guest ends or the time-out.
+///
+/// # Errors
+/// The run could not begin; what fails later is in [`End::error`], so that what was recorded is
+/// kept.
+pub fn run<S: EventSink + Send>(
+    setup: &Setup<'_>,
+    settings: Settings,
+    sink: S,
+) -> Result<End<S, EmulatedError>, EmulatedError> {
+    run_with_input(setup, &[], settings, sink)
+}
+
+/// As [`run`]; the guest finds `input` behind its parameter page (`abi::layout::INPUT`).
+///
+/// # Errors
+/// As [`run`].
+pub fn run_with_input<S: EventSink + Send>(
+    setup: &Setup<'_>,
+    input: &[u8],
+    settings: Settings,
+    sink: S,
+) -> Result<End<S, EmulatedError>, EmulatedError> {
+    let (vcpus, gpaw) = (settings.vcpus, settings.gpaw);
+    let shared_bit = mapgpa_abi::shared_bit(gpaw);
+    let ram = Ram::new(setup.memory)?;
+    let image = boot::load(setup, input, &ram)?;
+    let vm = Vm::new(Host::get()?, &ram, &image, vcpus as u64, gpaw)?;
+    let fds = (0..vcpus as u64).map(|index| vm.vcpu(index)).collect::<Result<Vec<_>, _>>()?;
+
+    let userfaultfd = Userfaultfd::open().ok();
+    let memory = AliasMemory::new(&ram, userfaultfd.as_ref())?;
+    let mut engine = Engine::new(settings, memory, sink);
+    if let Some(pages) = setup.shared {
+        engine.preset_shared(pages)?;
+    }
+    let run = Run::new(engine, vcpus, Instant::now() + setup.timeout);
+    let exits = match &userfaultfd {
+        None => run_vcpus(&run, fds),
+        Some(userfaultfd) => {
+            let done = EventFd::from_flags(EfdFlags::EFD_CLOEXEC)
+                .map_err(|error| EmulatedError::Fault(error.into()))?;
+            std::thread::scope(|scope| {
+                scope.spawn(|| fault::serve(&run, &ram, userfaultfd, &done, shared_bit));
+                let exits = run_vcpus(&run, fds);
+                if let Err(error) = done.write(1) {
+                    run.fail(EmulatedError::Fault(error.into()));
+                }
+                exits
+            })
+        }
+    };
+    let checks_off = if userfaultfd.is_some() { &[] } else { CHECKS_OFF };
+    let (engine, interrupted, error) = run.into_parts();
+    Ok(End { sink: engine.end().1, exits, interrupted, checks_off, error })
+}
+
+/// Runs all vCPUs, the first on this thread; returns how many exits they made.
+fn run_vcpus<S: EventSink + Send>(run: &Run<'_, S>, vcpus: Vec<kvm_ioctls::VcpuFd>) -> u64 {
+    let mut vcpus = (0..).zip(vcpus);
+    let Some((_, first)) = vcpus.next() else { return 0 };
+    std::thread::scope(|scope| {
+        let others: Vec<_> =
+            vcpus.map(|(index, fd)| scope.spawn(move || vcpu::run(run, index, fd))).collect();
+        let exits = vcpu::run(run, 0, first);
+        let joined = others
+            .into_iter()
+            .map(|other| other.join().unwrap_or_else(|payload| std::panic::resume_unwind(payload)));
+        exits + joined.sum::<u64>()
+    })
+}

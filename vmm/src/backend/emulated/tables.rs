@@ -1,0 +1,215 @@
+//! What the processor reads on the guest's behalf: GDT, IDT, TSS and page tables.
+//!
+//! They lie in the hole of `abi::layout`, in memory of their own that only ring 0 may touch, so
+//! that a guest test can neither damage nor convert them. Layout: a page with GDT and IDT, three
+//! pages a vCPU with its TSS, then the page tables. Formats: Intel SDM 3A, chapters 3 to 7.
+
+use mapgpa_abi::layout::{
+    FAULT_STACKS, HOLE_START, MAX_VCPUS, SHARED_VA, STACK_SIZE, STACKS, VECTOR_SIZE, VECTORS,
+    fault_stack_top,
+};
+use mapgpa_abi::{PAGE_SIZE, PAGE_SIZE_1G, PAGE_SIZE_2M};
+
+use crate::pagemap::Pages;
+
+/// Where the tables lie.
+const BASE: u64 = HOLE_START;
+/// Offset of the IDT.
+const IDT: usize = 0x800;
+/// Size of the IDT in bytes.
+const IDT_SIZE: u16 = 16 * VECTORS as u16;
+/// Offset of the first TSS.
+const TSS: u64 = PAGE_SIZE;
+/// Bytes from one TSS to the next.
+const TSS_STRIDE: u64 = 3 * PAGE_SIZE;
+/// Offset of the I/O permission bitmap in a TSS.
+const TSS_BITMAP: u16 = 104;
+/// Size of a TSS in bytes: the bitmap has a bit for each port, and a byte of ones after it.
+const TSS_SIZE: u64 = TSS_BITMAP as u64 + 65536 / 8 + 1;
+
+/// Selector of the code segment at CPL 3.
+pub(super) const CODE: u16 = 2 << 3 | 3;
+/// Selector of the data segment at CPL 3.
+pub(super) const DATA: u16 = 1 << 3 | 3;
+/// The first TSS's index in the GDT; each takes two entries.
+const TSS_INDEX: u64 = 4;
+
+/// Page table entry: present, writable, accessed, dirty; the processor has nothing to update then.
+const PRESENT: u64 = 1 | 1 << 1 | 1 << 5 | 1 << 6;
+/// Page table entry: CPL 3 may use it.
+const USER: u64 = 1 << 2;
+/// Page table entry: a 2 MiB page.
+const LARGE: u64 = 1 << 7;
+
+/// The tables of a guest.
+#[derive(Debug)]
+pub(super) struct Tables {
+    /// Their bytes, a whole number of pages.
+    pub(super) bytes: Vec<u8>,
+    /// GPA of the top-level page table.
+    pub(super) cr3: u64,
+    /// Size of the IDT minus 1; 0 if the image has no exception entry points.
+    pub(super) idt_limit: u16,
+}
+
+impl Tables {
+    /// Tables for `vcpus` vCPUs and the RAM regions `ram`, with the exception entry points at
+    /// `vectors`.
+    pub(super) fn new(
+        vcpus: u64,
+        ram: impl Iterator<Item = Pages> + Clone,
+        shared_bit: u64,
+        vectors: Option<u64>,
+    ) -> Self {
+        let tables_start = TSS + vcpus * TSS_STRIDE;
+        let mut paging = Paging::new(BASE + tables_start);
+        for region in ram {
+            paging.map_region(region, shared_bit);
+        }
+        // The tables' own size is known only now; mapping them takes at most two more.
+        let size = tables_start + (paging.tables.len() as u64 + 2) * PAGE_SIZE;
+        for at in (BASE..BASE + size).step_by(PAGE_SIZE_2M as usize) {
+            paging.map(at, at | PRESENT | LARGE, 2);
+        }
+
+        let mut bytes = vec![0; tables_start as usize];
+        put(&mut bytes, usize::from(DATA & !7), 0x00cf_f300_0000_ffff);
+        put(&mut bytes, usize::from(CODE & !7), 0x00af_fb00_0000_ffff);
+        for vcpu in 0..vcpus {
+            let (low, high) = tss_descriptor(tss_base(vcpu));
+            let at = usize::from(tss_selector(vcpu));
+            put(&mut bytes, at, low);
+            put(&mut bytes, at + 8, high);
+            let tss = (tss_base(vcpu) - BASE) as usize;
+            // IST 1, at offset 36.
+            put(&mut bytes, tss + 36, fault_stack_top(vcpu));
+            bytes[tss + 102..tss + 104].copy_from_slice(&TSS_BITMAP.to_le_bytes());
+            bytes[tss + TSS_SIZE as usize - 1] = 0xff;
+        }
+        if let Some(vectors) = vectors {
+            for vector in 0..VECTORS {
+                let (low, high) = gate(vectors + vector * VECTOR_SIZE);
+                put(&mut bytes, IDT + 16 * vector as usize, low);
+                put(&mut bytes, IDT + 16 * vector as usize + 8, high);
+            }
+        }
+        bytes.reserve(paging.tables.len() * PAGE_SIZE as usize);
+        for entry in paging.tables.iter().flat_map(|table| table.iter()) {
+            bytes.extend_from_slice(&entry.to_le_bytes());
+        }
+        let idt_limit = if vectors.is_some() { IDT_SIZE - 1 } else { 0 };
+        Self { bytes, cr3: BASE + tables_start, idt_limit }
+    }
+}
+
+/// GPA of the tables.
+pub(super) const fn base() -> u64 {
+    BASE
+}
+
+/// Address and limit of the GDT.
+pub(super) const fn gdt() -> (u64, u16) {
+    (BASE, 8 * (TSS_INDEX as u16 + 2 * MAX_VCPUS as u16) - 1)
+}
+
+/// Address of the IDT.
+pub(super) const fn idt() -> u64 {
+    BASE + IDT as u64
+}
+
+/// Selector of a vCPU's TSS.
+pub(super) const fn tss_selector(vcpu: u64) -> u16 {
+    ((TSS_INDEX + 2 * vcpu) << 3) as u16
+}
+
+/// Address of a vCPU's TSS.
+pub(super) const fn tss_base(vcpu: u64) -> u64 {
+    BASE + TSS + vcpu * TSS_STRIDE
+}
+
+/// Limit of a TSS.
+pub(super) const fn tss_limit() -> u32 {
+    TSS_SIZE as u32 - 1
+}
+
+/// The descriptor of a busy 64-bit TSS.
+const fn tss_descriptor(base: u64) -> (u64, u64) {
+    let limit = TSS_SIZE - 1;
+    let low = limit & 0xffff
+        | (base & 0xff_ffff) << 16
+        | 0x8b << 40
+        | (limit >> 16 & 0xf) << 48
+        | (base >> 24 & 0xff) << 56;
+    (low, base >> 32)
+}
+
+/// An interrupt gate to `address` at CPL 3, on the stack of IST 1.
+const fn gate(address: u64) -> (u64, u64) {
+    let low = address & 0xffff
+        | (CODE as u64) << 16
+        | 1 << 32
+        | 0xee << 40
+        | (address >> 16 & 0xffff) << 48;
+    (low, address >> 32)
+}
+
+fn put(bytes: &mut [u8], at: usize, value: u64) {
+    bytes[at..at + 8].copy_from_slice(&value.to_le_bytes());
+}
+
+/// Page tables under construction, the top level first.
+struct Paging {
+    base: u64,
+    tables: Vec<[u64; 512]>,
+}
+
+impl Paging {
+    fn new(base: u64) -> Self {
+        Self { base, tables: vec![[0; 512]] }
+    }
+
+    /// Maps both aliases of a region, up to the end of its last GiB: an access a little beyond
+    /// memory then exits with its GPA.
+    fn map_region(&mut self, region: Pages, shared_bit: u64) {
+        let end = (region.end() * PAGE_SIZE).next_multiple_of(PAGE_SIZE_1G);
+        for gpa in (region.gpa()..end).step_by(PAGE_SIZE_2M as usize) {
+            if gpa == 0 {
+                self.map_low();
+            } else {
+                self.map(gpa, gpa | PRESENT | USER | LARGE, 2);
+            }
+            self.map(SHARED_VA + gpa, gpa | shared_bit | PRESENT | USER | LARGE, 2);
+        }
+    }
+
+    /// The first 2 MiB by 4 KiB, without what must crash when it is touched.
+    fn map_low(&mut self) {
+        let stacks = STACKS..FAULT_STACKS;
+        for gpa in (PAGE_SIZE..PAGE_SIZE_2M).step_by(PAGE_SIZE as usize) {
+            let guard = stacks.contains(&gpa) && (gpa - STACKS) % STACK_SIZE == 0;
+            if !guard {
+                self.map(gpa, gpa | PRESENT | USER, 1);
+            }
+        }
+    }
+
+    /// Sets the entry of `level` (1: 4 KiB, 2: 2 MiB) for virtual address `va`.
+    fn map(&mut self, va: u64, entry: u64, level: u32) {
+        let index = |level: u32| (va >> (12 + 9 * (level - 1)) & 0x1ff) as usize;
+        let mut table = 0;
+        for upper in (level + 1..=4).rev() {
+            let next = self.tables[table][index(upper)];
+            table = if next == 0 {
+                self.tables.push([0; 512]);
+                let new = self.tables.len() - 1;
+                let gpa = self.base + new as u64 * PAGE_SIZE;
+                // What CPL 3 may do is decided at the lowest level.
+                self.tables[table][index(upper)] = gpa | PRESENT | USER;
+                new
+            } else {
+                ((next & !0xfff) - self.base) as usize / PAGE_SIZE as usize
+            };
+        }
+        self.tables[table][index(level)] = entry;
+    }
+}

@@ -1,0 +1,203 @@
+//! The VM: what this host's KVM offers, a VM with its memory, and vCPUs ready to run at CPL 3.
+
+use std::os::raw::c_int;
+use std::sync::OnceLock;
+
+use kvm_bindings::{
+    CpuId, KVM_MAX_CPUID_ENTRIES, kvm_dtable, kvm_regs, kvm_segment, kvm_userspace_memory_region,
+};
+use kvm_ioctls::{Cap, Kvm, SyncReg, VcpuFd, VmFd};
+use mapgpa_abi::layout::stack_top;
+use mapgpa_abi::{Alias, params};
+use vm_memory::{Bytes, MmapRegion, VolatileMemory};
+
+use super::image::Image;
+use super::memory::{self, Ram, SetupError};
+use super::tables::{self, Tables};
+
+/// What KVM refused.
+#[derive(Debug, thiserror::Error)]
+pub enum VmError {
+    /// There is no KVM, or no permission to use it.
+    #[error("cannot open /dev/kvm")]
+    Open(#[source] std::io::Error),
+    /// A KVM call failed.
+    #[error("{call} failed")]
+    Call {
+        /// The call, by name.
+        call: &'static str,
+        /// The host's error.
+        source: std::io::Error,
+    },
+    /// KVM lacks what this backend is built on.
+    #[error("this KVM has no {0}")]
+    Lacks(&'static str),
+    /// A shared bit that this host's processors cannot address.
+    #[error("a GPAW of {gpaw} bits needs as many physical address bits; guests here have {most}")]
+    Gpaw {
+        /// The GPAW asked for.
+        gpaw: u32,
+        /// The most there can be.
+        most: u32,
+    },
+}
+
+/// An error of the KVM call named `call`.
+pub(super) fn failed(call: &'static str) -> impl Fn(kvm_ioctls::Error) -> VmError {
+    move |error| VmError::Call { call, source: error.into() }
+}
+
+/// The host's KVM, opened once a process.
+#[derive(Debug)]
+pub(super) struct Host {
+    kvm: Kvm,
+    cpuid: CpuId,
+}
+
+impl Host {
+    /// Opens /dev/kvm, or gives what was opened before.
+    pub(super) fn get() -> Result<&'static Self, VmError> {
+        static HOST: OnceLock<Host> = OnceLock::new();
+        if let Some(host) = HOST.get() {
+            return Ok(host);
+        }
+        let host = Self::open()?;
+        Ok(HOST.get_or_init(|| host))
+    }
+
+    fn open() -> Result<Self, VmError> {
+        let kvm = Kvm::new().map_err(|error| VmError::Open(error.into()))?;
+        if kvm.check_extension_int(Cap::SyncRegs) & SyncReg::Register as c_int == 0 {
+            return Err(VmError::Lacks("KVM_CAP_SYNC_REGS"));
+        }
+        let cpuid = kvm
+            .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
+            .map_err(failed("KVM_GET_SUPPORTED_CPUID"))?;
+        Ok(Self { kvm, cpuid })
+    }
+
+    /// Physical address bits of a guest: CPUID 0x8000_0008 EAX\[7:0\].
+    pub(super) fn address_bits(&self) -> u32 {
+        let leaf = self.cpuid.as_slice().iter().find(|entry| entry.function == 0x8000_0008);
+        // What a processor without the leaf has (AMD APM 3, E.4.7).
+        leaf.map_or(36, |entry| entry.eax & 0xff)
+    }
+}
+
+/// A VM and the memory of the tables in it. RAM is the caller's, and must outlive it.
+#[derive(Debug)]
+pub(super) struct Vm<'a> {
+    fd: VmFd,
+    host: &'static Host,
+    tables: Tables,
+    entry: u64,
+    _tables_memory: MmapRegion,
+    _ram: &'a Ram,
+}
+
+impl<'a> Vm<'a> {
+    /// A VM with `ram` behind both aliases, that will run `image` on `vcpus` vCPUs.
+    pub(super) fn new(
+        host: &'static Host,
+        ram: &'a Ram,
+        image: &Image,
+        vcpus: u64,
+        gpaw: u32,
+    ) -> Result<Self, super::EmulatedError> {
+        let most = host.address_bits();
+        if gpaw > most {
+            return Err(VmError::Gpaw { gpaw, most }.into());
+        }
+        let shared_bit = mapgpa_abi::shared_bit(gpaw);
+        let regions = ram.regions().iter().map(|region| region.pages);
+        let tables = Tables::new(vcpus, regions, shared_bit, image.vectors);
+        let size = tables.bytes.len();
+        let tables_memory = memory::map(size as u64)?;
+        tables_memory
+            .as_volatile_slice()
+            .write_slice(&tables.bytes, 0)
+            .map_err(|_| SetupError::Outside { gpa: tables::base(), size })?;
+
+        let fd = host.kvm.create_vm().map_err(failed("KVM_CREATE_VM"))?;
+        let mut slots = vec![(tables::base(), &tables_memory)];
+        for region in ram.regions() {
+            slots.push((region.pages.gpa(), region.mapping(Alias::Private)));
+            slots.push((region.pages.gpa() | shared_bit, region.mapping(Alias::Shared)));
+        }
+        for (slot, (gpa, mapping)) in (0..).zip(slots) {
+            let region = kvm_userspace_memory_region {
+                slot,
+                flags: 0,
+                guest_phys_addr: gpa,
+                memory_size: mapping.size() as u64,
+                userspace_addr: mapping.as_ptr().addr() as u64,
+            };
+            // SAFETY: the mapping is guest memory, and lives longer than the VM: the tables' is
+            // dropped after the descriptor, RAM is borrowed. vCPUs are dropped before the VM.
+            unsafe { fd.set_user_memory_region(region) }
+                .map_err(failed("KVM_SET_USER_MEMORY_REGION"))?;
+        }
+        Ok(Self { fd, host, tables, entry: image.entry, _tables_memory: tables_memory, _ram: ram })
+    }
+
+    /// Creates the vCPU of this index, ready to run from the image's entry point.
+    pub(super) fn vcpu(&self, index: u64) -> Result<VcpuFd, VmError> {
+        let mut vcpu = self.fd.create_vcpu(index).map_err(failed("KVM_CREATE_VCPU"))?;
+        vcpu.set_cpuid2(&self.host.cpuid).map_err(failed("KVM_SET_CPUID2"))?;
+        self.set_system_registers(&vcpu, index)?;
+        let regs = kvm_regs {
+            rip: self.entry,
+            rsp: stack_top(index),
+            rdi: params::GPA,
+            rsi: index,
+            // IOPL 3, so that CPL 3 may use ports. A KVM that drops it looks at the TSS's bitmap.
+            rflags: 1 << 1 | 3 << 12,
+            ..kvm_regs::default()
+        };
+        vcpu.set_regs(&regs).map_err(failed("KVM_SET_REGS"))?;
+        vcpu.set_sync_valid_reg(SyncReg::Register);
+        Ok(vcpu)
+    }
+
+    /// Long mode with paging, CPL 3, SSE on (Intel SDM 3A, 2.5, 3.4.5 and 10.8.5).
+    fn set_system_registers(&self, vcpu: &VcpuFd, index: u64) -> Result<(), VmError> {
+        let mut sregs = vcpu.get_sregs().map_err(failed("KVM_GET_SREGS"))?;
+        let code = kvm_segment {
+            limit: 0xffff_ffff,
+            selector: tables::CODE,
+            type_: 0b1011,
+            present: 1,
+            dpl: 3,
+            s: 1,
+            l: 1,
+            g: 1,
+            ..kvm_segment::default()
+        };
+        let data = kvm_segment { selector: tables::DATA, type_: 0b0011, db: 1, l: 0, ..code };
+        sregs.cs = code;
+        (sregs.ds, sregs.es, sregs.fs, sregs.gs, sregs.ss) = (data, data, data, data, data);
+        sregs.tr = kvm_segment {
+            base: tables::tss_base(index),
+            limit: tables::tss_limit(),
+            selector: tables::tss_selector(index),
+            type_: 0b1011,
+            present: 1,
+            ..kvm_segment::default()
+        };
+        let (base, limit) = tables::gdt();
+        sregs.gdt = kvm_dtable { base, limit, ..kvm_dtable::default() };
+        sregs.idt = kvm_dtable {
+            base: tables::idt(),
+            limit: self.tables.idt_limit,
+            ..kvm_dtable::default()
+        };
+        // PE, MP, ET, NE, WP, PG.
+        sregs.cr0 = 1 | 1 << 1 | 1 << 4 | 1 << 5 | 1 << 16 | 1 << 31;
+        sregs.cr3 = self.tables.cr3;
+        // PAE, OSFXSR, OSXMMEXCPT.
+        sregs.cr4 = 1 << 5 | 1 << 9 | 1 << 10;
+        // LME, LMA.
+        sregs.efer = 1 << 8 | 1 << 10;
+        vcpu.set_sregs(&sregs).map_err(failed("KVM_SET_SREGS"))
+    }
+}

@@ -1,0 +1,412 @@
+//! One case: a guest, a policy and their options; checked, run on a backend, and reported.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use mapgpa_abi::params::{BOUND_OWN, Layout, Params, Plan};
+use mapgpa_abi::{Direction, PAGE_SIZE_1G};
+use mapgpa_guests::Guest;
+
+use crate::backend::{End, Setup, emulated, hosted};
+use crate::engine::Settings;
+use crate::judge::{Judge, Rules};
+use crate::memory::MemoryError;
+use crate::pagemap::Pages;
+use crate::policy::Policy;
+use crate::report::{Host, Record, Recorder, RunReport, Totals, Trace, Verdict};
+use crate::units::show_size;
+
+/// What runs as the guest.
+#[derive(Debug, Clone)]
+pub enum GuestSource {
+    /// A built-in guest test.
+    BuiltIn(Guest),
+    /// A user's ELF.
+    Elf {
+        /// Its file.
+        path: PathBuf,
+        /// The file's bytes.
+        image: Vec<u8>,
+    },
+}
+
+impl GuestSource {
+    /// The guest's name in reports.
+    #[must_use]
+    pub fn name(&self) -> String {
+        match self {
+            Self::BuiltIn(guest) => guest.info().name.to_owned(),
+            Self::Elf { path, .. } => path.display().to_string(),
+        }
+    }
+}
+
+/// What a guest runs on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Backend {
+    /// A plain KVM VM; the VMM plays the TDX module.
+    Emulated,
+    /// This process.
+    Hosted,
+}
+
+impl Backend {
+    /// Its name in reports.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Emulated => "emulated",
+            Self::Hosted => "hosted",
+        }
+    }
+}
+
+/// A case.
+#[derive(Debug, Clone)]
+pub struct Case {
+    /// The guest.
+    pub guest: GuestSource,
+    /// The policy.
+    pub policy: Policy,
+    /// What it runs on.
+    pub backend: Backend,
+    /// Seed of the policy's draws.
+    pub seed: u64,
+    /// Guest-physical address width in bits.
+    pub gpaw: u32,
+    /// Which way the range is converted.
+    pub plan: Plan,
+    /// How its pages lie.
+    pub layout: Layout,
+    /// Bytes converted each way, a multiple of 4 KiB.
+    pub range: u64,
+    /// Bytes of guest memory; nothing: what the range needs.
+    pub memory: Option<u64>,
+    /// The guest's bound, as in the parameter page.
+    pub bound: u64,
+    /// The most bytes that the guest asks for at a time; 0: no limit.
+    pub guest_chunk: u64,
+    /// Number of vCPUs.
+    pub vcpus: usize,
+    /// When the guest is ended at the latest.
+    pub timeout: Duration,
+    /// The judge's limits.
+    pub rules: Rules,
+    /// Where the trace goes.
+    pub trace: Option<PathBuf>,
+}
+
+/// Start of the range where it is less than 1 GiB: above the guest's image, 2 MiB aligned.
+const RANGE_GPA: u64 = 16 << 20;
+/// The end of memory below the hole that PCs have under 4 GiB.
+pub const LOW_END: u64 = 3 << 30;
+/// Where memory goes on.
+pub const HIGH_START: u64 = 4 << 30;
+/// The least memory: the image, its stacks, and a range of 2 MiB.
+const MEMORY_MIN: u64 = 32 << 20;
+/// The most memory: what the page map is proven for.
+const MEMORY_MAX: u64 = 1 << 40;
+/// The most vCPUs of a guest test.
+pub const VCPUS_MAX: usize = 16;
+/// Pages touched of a range after its conversion.
+const TOUCHED: u64 = 16;
+
+/// A case that cannot be run as asked.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum CaseError {
+    /// The policy can do nothing of what it is about.
+    #[error("policy {policy} cannot apply with --direction {direction}: {why}")]
+    CannotApply {
+        /// The policy.
+        policy: String,
+        /// The direction.
+        direction: &'static str,
+        /// Why not.
+        why: &'static str,
+    },
+    /// The guest has no loop that could be bounded.
+    #[error("--bound: {guest} has no retry loop to bound (`mapgpa list guests` shows which have)")]
+    NoBound {
+        /// The guest.
+        guest: String,
+    },
+    /// The guest runs in VMs only.
+    #[error("{guest} runs in a VM only: it needs --backend emulated")]
+    VmOnly {
+        /// The guest.
+        guest: String,
+    },
+    /// Memory of a size that cannot be.
+    #[error("--memory {}: expected {} to {}", show_size(*.0), show_size(MEMORY_MIN), show_size(MEMORY_MAX))]
+    Memory(u64),
+    /// The range does not fit.
+    #[error(
+        "--range {}{}: needs --memory {} or more, but it is {}",
+        show_size(*range), if *scattered { " --layout scattered" } else { "" },
+        show_size(*needs), show_size(*memory)
+    )]
+    Range {
+        /// Bytes of the range.
+        range: u64,
+        /// Its pages lie apart.
+        scattered: bool,
+        /// Bytes of memory that would do.
+        needs: u64,
+        /// Bytes of memory that there are.
+        memory: u64,
+    },
+    /// More vCPUs than pages.
+    #[error("--vcpus {vcpus}: expected 1 to {most}{}", if *most < VCPUS_MAX { ", one for each page of the range" } else { "" })]
+    Vcpus {
+        /// Asked for.
+        vcpus: usize,
+        /// The most.
+        most: usize,
+    },
+    /// Overlapping conversions make sense one way only.
+    #[error(
+        "--layout overlapping: expected --direction to-shared or round-trip, and 2 vCPUs or more"
+    )]
+    Overlapping,
+    /// A GPAW that cannot be.
+    #[error(
+        "--gpaw {gpaw}: expected a number of bits from {least} to 52, so that memory lies below the shared bit"
+    )]
+    Gpaw {
+        /// Asked for.
+        gpaw: u32,
+        /// The least.
+        least: u32,
+    },
+}
+
+/// A run that could not be done.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// The VM failed.
+    #[error(transparent)]
+    Emulated(#[from] emulated::EmulatedError),
+    /// Guest memory failed.
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
+    /// The trace cannot be written.
+    #[error("--trace {}: cannot be written", path.display())]
+    Trace {
+        /// The file.
+        path: PathBuf,
+        /// The host's error.
+        source: std::io::Error,
+    },
+}
+
+/// A run's report, and how the run went.
+#[derive(Debug)]
+pub struct Ran {
+    /// The report.
+    pub report: RunReport,
+    /// The user interrupted it: the report says what there was until then.
+    pub interrupted: bool,
+    /// What ended it early; the verdict is then `error`.
+    pub error: Option<RunError>,
+    /// Values that the guest sent.
+    pub data: Vec<u64>,
+}
+
+/// Name of a plan on the command line.
+#[must_use]
+pub const fn plan_name(plan: Plan) -> &'static str {
+    match plan {
+        Plan::One(Direction::ToShared) => "to-shared",
+        Plan::One(Direction::ToPrivate) => "to-private",
+        Plan::RoundTrip => "round-trip",
+    }
+}
+
+impl Case {
+    /// Where the range lies: the whole of it, with what is between scattered pages.
+    fn span(&self) -> Pages {
+        let scattered = self.layout == Layout::Scattered;
+        let size = if scattered { 2 * self.range } else { self.range };
+        let start = if size < PAGE_SIZE_1G { RANGE_GPA } else { PAGE_SIZE_1G };
+        let start = if start + size <= LOW_END { start } else { HIGH_START };
+        Pages::of_bytes(start, size)
+    }
+
+    /// Bytes of memory that reach up to the end of the range.
+    fn needs(&self) -> u64 {
+        let end = self.span().end() * mapgpa_abi::PAGE_SIZE;
+        if end <= LOW_END { end } else { end - (HIGH_START - LOW_END) }.max(MEMORY_MIN)
+    }
+
+    fn memory(&self) -> u64 {
+        self.memory.unwrap_or_else(|| self.needs())
+    }
+
+    /// Checks what can be checked without running.
+    ///
+    /// # Errors
+    /// The case cannot be run as asked.
+    pub fn check(&self) -> Result<(), CaseError> {
+        if let Some(why) = self.cannot_apply() {
+            let (policy, direction) = (self.policy.name.clone(), plan_name(self.plan));
+            return Err(CaseError::CannotApply { policy, direction, why });
+        }
+        if let GuestSource::BuiltIn(guest) = self.guest {
+            let info = guest.info();
+            let guest = || info.name.to_owned();
+            if self.bound != BOUND_OWN && !info.takes_bound() {
+                return Err(CaseError::NoBound { guest: guest() });
+            }
+            if self.backend == Backend::Hosted && !info.hosted {
+                return Err(CaseError::VmOnly { guest: guest() });
+            }
+        } else if self.backend == Backend::Hosted {
+            return Err(CaseError::VmOnly { guest: self.guest.name() });
+        }
+        let memory = self.memory.unwrap_or(MEMORY_MIN);
+        if !(MEMORY_MIN..=MEMORY_MAX).contains(&memory) {
+            return Err(CaseError::Memory(memory));
+        }
+        let scattered = self.layout == Layout::Scattered;
+        let most_range = if scattered { MEMORY_MAX / 2 } else { MEMORY_MAX };
+        let needs = if self.range > most_range { u64::MAX } else { self.needs() };
+        let memory = self.memory.unwrap_or(needs.min(MEMORY_MAX));
+        if needs > memory {
+            return Err(CaseError::Range { range: self.range, scattered, needs, memory });
+        }
+        let pages = usize::try_from(self.range / mapgpa_abi::PAGE_SIZE).unwrap_or(usize::MAX);
+        let most = pages.min(VCPUS_MAX);
+        if !(1..=most).contains(&self.vcpus) {
+            return Err(CaseError::Vcpus { vcpus: self.vcpus, most });
+        }
+        let to_private = self.plan == Plan::One(Direction::ToPrivate);
+        if self.layout == Layout::Overlapping && (to_private || self.vcpus < 2) {
+            return Err(CaseError::Overlapping);
+        }
+        let top = if memory > LOW_END { memory + (HIGH_START - LOW_END) } else { memory };
+        let least = 64 - (top - 1).leading_zeros() + 1;
+        if !(least..=52).contains(&self.gpaw) {
+            return Err(CaseError::Gpaw { gpaw: self.gpaw, least });
+        }
+        Ok(())
+    }
+
+    /// Why the policy cannot do what it is about in this case's directions.
+    #[must_use]
+    pub fn cannot_apply(&self) -> Option<&'static str> {
+        let both = [Direction::ToShared, Direction::ToPrivate];
+        match &self.plan {
+            Plan::One(direction) => self.policy.cannot_apply(std::slice::from_ref(direction)),
+            Plan::RoundTrip => self.policy.cannot_apply(&both),
+        }
+    }
+
+    /// Runs the case, which has been checked.
+    ///
+    /// # Errors
+    /// The run could not begin.
+    pub fn run(&self) -> Result<Ran, RunError> {
+        let span = self.span();
+        let settings = Settings {
+            policy: self.policy.clone(),
+            seed: self.seed,
+            gpaw: self.gpaw,
+            vcpus: self.vcpus,
+            timing: true,
+        };
+        let (guest, image) = match &self.guest {
+            GuestSource::BuiltIn(guest) => (guest.index(), emulated::GUESTS_IMAGE),
+            GuestSource::Elf { image, .. } => (0, image.as_slice()),
+        };
+        let setup = Setup {
+            image,
+            params: Params {
+                guest,
+                gpa: span.gpa(),
+                size: self.range,
+                plan: self.plan,
+                layout: self.layout,
+                bound: self.bound,
+                guest_chunk: self.guest_chunk,
+                vcpus: self.vcpus as u64,
+                touch: TOUCHED,
+            },
+            memory: self.memory(),
+            shared: (self.plan == Plan::One(Direction::ToPrivate)).then_some(span),
+            timeout: self.timeout,
+        };
+        let trace = match &self.trace {
+            Some(path) => Some(Trace::create(path).map_err(|source| trace_error(path, source))?),
+            None => None,
+        };
+        let judge = Judge::new(self.rules, self.policy.is_special());
+        let recorder = Recorder::new(judge, trace);
+        let started = Instant::now();
+        let end = match self.backend {
+            Backend::Emulated => flatten(emulated::run(&setup, settings, recorder)?),
+            Backend::Hosted => flatten(hosted::run(&setup, settings, recorder)?),
+        };
+        let wall = started.elapsed();
+        let record = end.sink.finish().map_err(|source| {
+            trace_error(self.trace.as_deref().unwrap_or(Path::new("")), source)
+        })?;
+        Ok(self.ran(record, end.exits, end.interrupted, end.checks_off, end.error, wall))
+    }
+
+    fn ran(
+        &self,
+        record: Record,
+        exits: u64,
+        interrupted: bool,
+        checks_off: &[&'static str],
+        error: Option<RunError>,
+        wall: Duration,
+    ) -> Ran {
+        let judgement = record.judgement;
+        let verdict = if error.is_some() || interrupted {
+            Verdict::Error
+        } else if !judgement.violations.is_empty() {
+            Verdict::Fail
+        } else if !judgement.exercised {
+            Verdict::NotExercised
+        } else {
+            Verdict::Pass
+        };
+        let wall_ns = u64::try_from(wall.as_nanos()).unwrap_or(u64::MAX);
+        let report = RunReport {
+            schema: crate::report::RUN_SCHEMA,
+            guest: self.guest.name(),
+            policy: self.policy.name.clone(),
+            class: judgement.class,
+            backend: self.backend.name(),
+            front_end: "direct",
+            memory_model: match self.backend {
+                Backend::Emulated => "alias",
+                Backend::Hosted => "none",
+            },
+            gpaw: self.gpaw,
+            seed: self.seed,
+            direction: plan_name(self.plan),
+            range: self.range,
+            reproducible: self.policy.is_reproducible() && self.layout != Layout::Overlapping,
+            verdict,
+            guest_result: judgement.result,
+            violations: judgement.violations,
+            notes: judgement.notes,
+            checks_off: checks_off.to_vec(),
+            conversations: record.conversations,
+            totals: Totals { exits, wall_ns, ..record.totals },
+            host: Host::this(),
+        };
+        Ran { report, interrupted, error, data: record.data }
+    }
+}
+
+fn flatten<E: Into<RunError>>(end: End<Recorder, E>) -> End<Recorder, RunError> {
+    let End { sink, exits, interrupted, checks_off, error } = end;
+    End { sink, exits, interrupted, checks_off, error: error.map(Into::into) }
+}
+
+fn trace_error(path: &Path, source: std::io::Error) -> RunError {
+    RunError::Trace { path: path.to_owned(), source }
+}

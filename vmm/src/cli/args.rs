@@ -1,0 +1,256 @@
+//! The command line: what can be typed. Parsed first; then resolved into cases by [`super::resolve`].
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use mapgpa_abi::Direction;
+use mapgpa_abi::params::{BOUND_NONE, Layout, Plan};
+
+use crate::units;
+
+const AFTER: &str = "\
+Examples:
+  mapgpa suite                                     every guest against every policy
+  mapgpa run linux-6.7 --policy chunk=64K          one guest, one policy
+  mapgpa run openvmm --policy r11=end --trace t.jsonl
+  mapgpa explain chunk=64K,stall=2 --range 256K    what a policy says, without a guest
+  mapgpa host                                      what this machine can do
+
+Exit codes: 0 as expected, 1 violations found or a suite differs from its expectations, 2 usage or
+bad input, 3 this host cannot do it, 4 internal error, 130 interrupted.";
+
+/// A test VMM that answers a TDX guest's MapGPA calls by a policy, and judges its retry logic.
+#[derive(Debug, Parser)]
+#[command(name = "mapgpa", version, about, after_help = AFTER, max_term_width = 100)]
+pub(super) struct Cli {
+    #[command(subcommand)]
+    pub(super) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Command {
+    /// What this machine can do, and how to get more of it to do it
+    Host {
+        /// Output form
+        #[arg(long, value_enum, default_value_t)]
+        format: Format,
+    },
+    /// Lists the guests, the policies, or the checks
+    List {
+        what: Listed,
+        /// Output form
+        #[arg(long, value_enum, default_value_t)]
+        format: Format,
+    },
+    /// A policy's replies to a guest that does all that it is told, without running a guest
+    Explain {
+        /// The policy: a spec string, or a file (*.toml); `mapgpa list policies` has the grammar
+        policy: String,
+        /// Bytes to convert each way
+        #[arg(long, value_parser = units::page_size, default_value = "2M")]
+        range: u64,
+        /// Which way
+        #[arg(long, value_enum, default_value_t)]
+        direction: DirectionArg,
+        /// Seed of the policy's draws
+        #[arg(long, default_value_t = 1)]
+        seed: u64,
+        /// Most calls shown
+        #[arg(long, default_value_t = 20)]
+        calls: usize,
+    },
+    /// One guest test under one policy
+    Run(RunArgs),
+    /// Every guest under every policy, held against what is expected
+    Suite(SuiteArgs),
+}
+
+#[derive(Debug, Args)]
+pub(super) struct RunArgs {
+    /// A guest's name (`mapgpa list guests`), or the file of an ELF made with the guest kit
+    pub(super) guest: String,
+    /// The policy: a spec string, or a file (*.toml); `mapgpa list policies` has the grammar
+    #[arg(long, default_value = "complete")]
+    pub(super) policy: String,
+    #[command(flatten)]
+    pub(super) case: CaseArgs,
+    /// Writes a line of JSON for each MapGPA call to this file
+    #[arg(long, value_name = "FILE")]
+    pub(super) trace: Option<PathBuf>,
+    /// Output form
+    #[arg(long, value_enum, default_value_t)]
+    pub(super) format: Format,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct SuiteArgs {
+    /// Only these guests
+    #[arg(long, value_delimiter = ',', value_name = "GUEST,...")]
+    pub(super) guests: Vec<String>,
+    /// Only these policies; at a comma, stall, contention, cost, after and overlap belong to the policy
+    /// before it, all else begins a new one. With semicolons, only those separate
+    #[arg(long, value_name = "SPEC,...")]
+    pub(super) policies: Vec<String>,
+    /// What is expected, instead of the built-in expectations
+    #[arg(long, value_name = "FILE")]
+    pub(super) expect: Option<PathBuf>,
+    /// Only part I of N of the cases, by a hash of their names
+    #[arg(long, value_name = "I/N", value_parser = shard)]
+    pub(super) shard: Option<Shard>,
+    /// Cases at a time [default: the number of processors]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub(super) jobs: Option<u16>,
+    /// Writes JUnit XML to this file
+    #[arg(long, value_name = "FILE")]
+    pub(super) junit: Option<PathBuf>,
+    /// Writes KTAP to this file
+    #[arg(long, value_name = "FILE")]
+    pub(super) ktap: Option<PathBuf>,
+    /// Writes the report of every case to this file
+    #[arg(long, value_name = "FILE")]
+    pub(super) json: Option<PathBuf>,
+    /// What goes to stdout: the matrix, or the object of --json
+    #[arg(long, value_enum, default_value_t)]
+    pub(super) format: Format,
+    #[command(flatten)]
+    pub(super) case: CaseArgs,
+}
+
+#[derive(Debug, Args, Clone)]
+pub(super) struct CaseArgs {
+    /// What the guest runs on; auto takes a VM, never this process
+    #[arg(long, value_enum, default_value_t)]
+    pub(super) backend: BackendArg,
+    /// Bytes of guest memory [default: what the range needs]
+    #[arg(long, value_name = "SIZE", value_parser = units::size)]
+    pub(super) memory: Option<u64>,
+    /// Bytes to convert each way
+    #[arg(long, value_name = "SIZE", value_parser = units::page_size, default_value = "2M")]
+    pub(super) range: u64,
+    /// Which way; round-trip is to shared, then back
+    #[arg(long, value_enum, default_value_t)]
+    pub(super) direction: DirectionArg,
+    /// How the pages lie: in one run, apart as those of a vmalloc'ed buffer, or the same run for all
+    /// vCPUs at once
+    #[arg(long, value_enum, default_value_t)]
+    pub(super) layout: LayoutArg,
+    /// Replies without progress at which the guest gives up, or none [default: the guest's own]
+    #[arg(long, value_name = "N|none", value_parser = bound)]
+    pub(super) bound: Option<u64>,
+    /// The most bytes that the guest asks for at a time
+    #[arg(long, value_name = "SIZE", value_parser = units::page_size)]
+    pub(super) guest_chunk: Option<u64>,
+    /// Number of vCPUs
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub(super) vcpus: usize,
+    /// Guest-physical address width in bits [default: 48 where the host has that, else its most]
+    #[arg(long, value_name = "N")]
+    pub(super) gpaw: Option<u32>,
+    /// Seed of the policy's draws
+    #[arg(long, default_value_t = 1)]
+    pub(super) seed: u64,
+    /// When the guest is ended at the latest
+    #[arg(long, value_parser = units::duration, default_value = "10s")]
+    pub(super) timeout: Duration,
+    /// What a violation does to the run; endless retries always end it
+    #[arg(long, value_enum, default_value_t)]
+    pub(super) on_violation: OnViolation,
+    /// Replies in a row without progress above which a guest's retries count as unbounded
+    #[arg(long, value_name = "N", default_value_t = 16)]
+    pub(super) max_no_progress: u64,
+    /// Calls in a conversation, beside 4 a page, above which they count as unbounded
+    #[arg(long, value_name = "N", default_value_t = 4096)]
+    pub(super) max_calls: u64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub(super) enum Format {
+    #[default]
+    Text,
+    Json,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum Listed {
+    Guests,
+    Policies,
+    Checks,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub(super) enum BackendArg {
+    #[default]
+    Auto,
+    Emulated,
+    Tdx,
+    Hosted,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub(super) enum DirectionArg {
+    ToShared,
+    ToPrivate,
+    #[default]
+    RoundTrip,
+}
+
+impl From<DirectionArg> for Plan {
+    fn from(direction: DirectionArg) -> Self {
+        match direction {
+            DirectionArg::ToShared => Self::One(Direction::ToShared),
+            DirectionArg::ToPrivate => Self::One(Direction::ToPrivate),
+            DirectionArg::RoundTrip => Self::RoundTrip,
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub(super) enum LayoutArg {
+    #[default]
+    Contiguous,
+    Scattered,
+    Overlapping,
+}
+
+impl From<LayoutArg> for Layout {
+    fn from(layout: LayoutArg) -> Self {
+        match layout {
+            LayoutArg::Contiguous => Self::Contiguous,
+            LayoutArg::Scattered => Self::Scattered,
+            LayoutArg::Overlapping => Self::Overlapping,
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub(super) enum OnViolation {
+    #[default]
+    Continue,
+    Stop,
+}
+
+/// A part of a suite: `index` of `count`, from 1.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Shard {
+    pub(super) index: u64,
+    pub(super) count: u64,
+}
+
+fn shard(text: &str) -> Result<Shard, String> {
+    let parts = text.split_once('/').and_then(|(i, n)| Some((i.parse().ok()?, n.parse().ok()?)));
+    match parts {
+        Some((index, count)) if (1..=count).contains(&index) => Ok(Shard { index, count }),
+        _ => Err(format!("expected I/N with I from 1 to N, such as 1/4, found \"{text}\"")),
+    }
+}
+
+fn bound(text: &str) -> Result<u64, String> {
+    match text {
+        "none" => Ok(BOUND_NONE),
+        _ => match text.parse() {
+            Ok(n @ 1..=1_000_000) => Ok(n),
+            _ => Err(format!("expected a number from 1 to 1000000, or none, found \"{text}\"")),
+        },
+    }
+}

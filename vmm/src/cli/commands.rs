@@ -1,0 +1,158 @@
+//! The commands `host`, `list`, `explain` and `run`.
+
+use std::io::{self, Write};
+
+use mapgpa_guests::GUESTS;
+
+use super::args::{DirectionArg, Format, Listed, RunArgs};
+use super::{CliError, Found, resolve};
+use crate::explain::explain as explain_policy;
+use crate::host;
+use crate::judge::CHECKS;
+use crate::one_line;
+use crate::policy::{PRESETS, Policy, SPEC_HELP};
+use crate::report::{Verdict, text};
+use crate::suite::POLICIES;
+
+fn stdout_error(source: io::Error) -> CliError {
+    CliError::Io("stdout", source)
+}
+
+fn print_json(value: &serde_json::Value) -> Result<(), CliError> {
+    writeln!(io::stdout().lock(), "{value:#}").map_err(stdout_error)
+}
+
+/// `mapgpa host`
+pub(super) fn host(format: Format) -> Result<Found, CliError> {
+    let facts = host::look();
+    match format {
+        Format::Json => print_json(&facts.to_json())?,
+        Format::Text => facts.write(&mut io::stdout().lock()).map_err(stdout_error)?,
+    }
+    Ok(if facts.runs_guest_tests() { Found::Expected } else { Found::HostCannot })
+}
+
+/// `mapgpa list`
+pub(super) fn list(what: Listed, format: Format) -> Result<Found, CliError> {
+    let rows: Vec<Vec<(&str, String)>> = match what {
+        Listed::Guests => GUESTS
+            .iter()
+            .map(|guest| {
+                let bound = match (guest.retries, guest.own_bound) {
+                    (false, _) => "no retry".to_owned(),
+                    (true, Some(bound)) => format!("bound {bound}"),
+                    (true, None) => "no bound".to_owned(),
+                };
+                vec![
+                    ("name", guest.name.to_owned()),
+                    ("retries", bound),
+                    ("models", guest.models.to_owned()),
+                    ("summary", guest.summary.to_owned()),
+                ]
+            })
+            .collect(),
+        Listed::Checks => CHECKS
+            .iter()
+            .map(|check| {
+                vec![
+                    ("letter", check.letter.to_string()),
+                    ("name", check.name.to_owned()),
+                    ("sentence", check.sentence.to_owned()),
+                    ("reason", check.reason.to_owned()),
+                ]
+            })
+            .collect(),
+        Listed::Policies => {
+            let items = SPEC_HELP.iter().map(|(item, does)| ("item", *item, *does));
+            let presets = PRESETS.iter().map(|preset| ("preset", preset.name, preset.models));
+            items
+                .chain(presets)
+                .map(|(kind, name, does)| {
+                    vec![
+                        ("kind", kind.to_owned()),
+                        ("name", name.to_owned()),
+                        ("does", does.to_owned()),
+                    ]
+                })
+                .collect()
+        }
+    };
+    match format {
+        Format::Json => {
+            let objects = rows.into_iter().map(|row| {
+                row.into_iter().map(|(key, value)| (key.to_owned(), value.into())).collect()
+            });
+            print_json(&serde_json::Value::Array(
+                objects.map(serde_json::Value::Object).collect(),
+            ))?;
+        }
+        Format::Text => {
+            list_text(what, &rows, &mut io::stdout().lock()).map_err(stdout_error)?;
+        }
+    }
+    Ok(Found::Expected)
+}
+
+fn list_text(what: Listed, rows: &[Vec<(&str, String)>], out: &mut impl Write) -> io::Result<()> {
+    for row in rows {
+        let short = row.len().min(match what {
+            Listed::Guests | Listed::Checks | Listed::Policies => 2,
+        });
+        for (at, (_, value)) in row[..short].iter().enumerate() {
+            let width = rows.iter().map(|row| row[at].1.len()).max().unwrap_or(0);
+            write!(out, "{value:<width$}  ")?;
+        }
+        let rest: Vec<_> = row[short..].iter().map(|(_, value)| value.as_str()).collect();
+        writeln!(out, "{}", rest.join("\n      "))?;
+    }
+    if what == Listed::Policies {
+        writeln!(
+            out,
+            "\nA policy is items with commas between them, or a file (*.toml). Those of the suite:"
+        )?;
+        for policy in POLICIES {
+            writeln!(out, "  {policy}")?;
+        }
+    }
+    Ok(())
+}
+
+/// `mapgpa explain`
+pub(super) fn explain(
+    policy: &str,
+    range: u64,
+    direction: DirectionArg,
+    seed: u64,
+    calls: usize,
+) -> Result<Found, CliError> {
+    let policy = Policy::parse(policy)?;
+    let explained = explain_policy(&policy, direction.into(), range, seed)?;
+    text::explain(&mut io::stdout().lock(), &explained, calls).map_err(stdout_error)?;
+    Ok(Found::Expected)
+}
+
+/// `mapgpa run`
+pub(super) fn run(args: &RunArgs) -> Result<Found, CliError> {
+    let guest = resolve::guest(&args.guest)?;
+    let policy = Policy::parse(&args.policy)?;
+    let mut case = resolve::case(guest, policy, &args.case, resolve::backend(&args.case)?);
+    case.trace.clone_from(&args.trace);
+    case.check()?;
+    let ran = case.run()?;
+    let mut out = io::stdout().lock();
+    match args.format {
+        Format::Text => text::run(&mut out, &ran.report),
+        Format::Json => serde_json::to_writer_pretty(&mut out, &ran.report)
+            .map_err(io::Error::from)
+            .and_then(|()| writeln!(out)),
+    }
+    .map_err(stdout_error)?;
+    if let Some(error) = &ran.error {
+        eprintln!("mapgpa: {}", one_line(error));
+        return Ok(Found::HostCannot);
+    }
+    if ran.interrupted {
+        return Ok(Found::Interrupted);
+    }
+    Ok(if ran.report.verdict == Verdict::Fail { Found::Violations } else { Found::Expected })
+}

@@ -1,0 +1,122 @@
+//! The command line: arguments in, cases run, reports and an exit code out.
+
+mod args;
+mod commands;
+mod resolve;
+mod suite;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use crate::case::{CaseError, RunError};
+use crate::expect::ExpectError;
+use crate::memory::MemoryError;
+use crate::one_line;
+use crate::policy::PolicyError;
+use args::{Cli, Command};
+
+/// What ends a command without a result, and its exit code.
+#[derive(Debug, thiserror::Error)]
+enum CliError {
+    /// No guest has the name, and no file.
+    #[error("no guest is named \"{0}\", nor is there such a file (`mapgpa list guests`)")]
+    UnknownGuest(String),
+    /// The policy is malformed.
+    #[error(transparent)]
+    Policy(#[from] PolicyError),
+    /// The expectations are malformed.
+    #[error(transparent)]
+    Expect(#[from] ExpectError),
+    /// The case is.
+    #[error(transparent)]
+    Case(#[from] CaseError),
+    /// Two guests or policies of a suite are the same.
+    #[error("suite: {what} \"{name}\" is named twice")]
+    Twice { what: &'static str, name: String },
+    /// A file that was named cannot be read.
+    #[error("{path}: cannot be read")]
+    Read { path: String, source: std::io::Error },
+    /// A file that was named cannot be written.
+    #[error("{option} {path}: cannot be written")]
+    Write { option: &'static str, path: String, source: std::io::Error },
+    /// The backend is not to be had here.
+    #[error("--backend {backend}: {why}")]
+    Backend { backend: &'static str, why: String },
+    /// A run could not be done.
+    #[error(transparent)]
+    Run(#[from] RunError),
+    /// Stdout is gone, or a signal handler is refused.
+    #[error("{0}")]
+    Io(&'static str, #[source] std::io::Error),
+}
+
+impl From<MemoryError> for CliError {
+    fn from(error: MemoryError) -> Self {
+        Self::Run(error.into())
+    }
+}
+
+impl CliError {
+    fn exit_code(&self) -> u8 {
+        match self {
+            Self::Run(RunError::Trace { .. }) => 2,
+            Self::Run(RunError::Emulated(error)) if error.is_bad_image() => 2,
+            Self::Backend { .. } | Self::Run(_) => 3,
+            Self::Io(..) => 4,
+            _ => 2,
+        }
+    }
+}
+
+/// What a command found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Found {
+    /// All is as expected.
+    Expected,
+    /// Violations, or a difference from what was expected.
+    Violations,
+    /// A run could not be done here.
+    HostCannot,
+    /// The user interrupted it.
+    Interrupted,
+}
+
+impl From<Found> for ExitCode {
+    fn from(found: Found) -> Self {
+        Self::from(match found {
+            Found::Expected => 0,
+            Found::Violations => 1,
+            Found::HostCannot => 3,
+            Found::Interrupted => 130,
+        })
+    }
+}
+
+/// Runs the command line of this process.
+#[must_use]
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let result = crate::interrupt::install()
+        .map_err(|source| CliError::Io("cannot handle signals", source))
+        .and_then(|()| match cli.command {
+            Command::Host { format } => commands::host(format),
+            Command::List { what, format } => commands::list(what, format),
+            Command::Explain { policy, range, direction, seed, calls } => {
+                commands::explain(&policy, range, direction, seed, calls)
+            }
+            Command::Run(args) => commands::run(&args),
+            Command::Suite(args) => suite::suite(&args),
+        });
+    match result {
+        Ok(found) => found.into(),
+        // Whoever read our output has closed it: that is no failure of ours to report.
+        Err(CliError::Io(_, source)) if source.kind() == std::io::ErrorKind::BrokenPipe => {
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            eprintln!("mapgpa: {}", one_line(&error));
+            ExitCode::from(error.exit_code())
+        }
+    }
+}

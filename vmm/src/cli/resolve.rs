@@ -1,0 +1,122 @@
+//! From arguments to cases: names looked up, policies read, defaults filled in, all of it checked.
+
+use std::path::Path;
+
+use mapgpa_abi::params::BOUND_OWN;
+use mapgpa_guests::Guest;
+
+use super::CliError;
+use super::args::{BackendArg, CaseArgs, OnViolation};
+use crate::backend::emulated;
+use crate::case::{Backend, Case, GuestSource};
+use crate::judge::Rules;
+use crate::one_line;
+use crate::policy::Policy;
+
+/// The guest of this name, or the ELF in this file.
+pub(super) fn guest(name: &str) -> Result<GuestSource, CliError> {
+    if let Some(guest) = Guest::by_name(name) {
+        return Ok(GuestSource::BuiltIn(guest));
+    }
+    let path = Path::new(name);
+    if !path.exists() {
+        return Err(CliError::UnknownGuest(name.to_owned()));
+    }
+    match std::fs::read(path) {
+        Ok(image) => Ok(GuestSource::Elf { path: path.to_owned(), image }),
+        Err(source) => Err(CliError::Read { path: name.to_owned(), source }),
+    }
+}
+
+/// The backend, and the GPAW of guests on it.
+pub(super) fn backend(args: &CaseArgs) -> Result<(Backend, u32), CliError> {
+    const HOSTED_GPAW: u32 = 48;
+    let refuse = |backend, why| Err(CliError::Backend { backend, why });
+    match args.backend {
+        BackendArg::Hosted => Ok((Backend::Hosted, args.gpaw.unwrap_or(HOSTED_GPAW))),
+        BackendArg::Tdx => refuse(
+            "tdx",
+            "this version runs no real TDs yet; --backend emulated plays the TDX module on any KVM"
+                .to_owned(),
+        ),
+        BackendArg::Auto | BackendArg::Emulated => match emulated::default_gpaw() {
+            Ok(gpaw) => Ok((Backend::Emulated, args.gpaw.unwrap_or(gpaw))),
+            Err(error) => {
+                let name = if args.backend == BackendArg::Auto { "auto" } else { "emulated" };
+                let hint = "`mapgpa host` says what to do; --backend hosted needs no KVM";
+                refuse(name, format!("{} ({hint})", one_line(&error)))
+            }
+        },
+    }
+}
+
+/// The case of `guest` and `policy` with the options of `args`, on a backend.
+pub(super) fn case(
+    guest: GuestSource,
+    policy: Policy,
+    args: &CaseArgs,
+    (backend, gpaw): (Backend, u32),
+) -> Case {
+    Case {
+        guest,
+        policy,
+        backend,
+        seed: args.seed,
+        gpaw,
+        plan: args.direction.into(),
+        layout: args.layout.into(),
+        range: args.range,
+        memory: args.memory,
+        bound: args.bound.unwrap_or(BOUND_OWN),
+        guest_chunk: args.guest_chunk.unwrap_or(0),
+        vcpus: args.vcpus,
+        timeout: args.timeout,
+        rules: Rules {
+            max_no_progress: args.max_no_progress,
+            max_calls: args.max_calls,
+            stop: args.on_violation == OnViolation::Stop,
+        },
+        trace: None,
+    }
+}
+
+/// Splits a list of policies. Specs have commas of their own, so an item that only modifies a policy
+/// stays with the one before it, unless that has such an item already.
+pub(super) fn split_policies(list: &str) -> Vec<String> {
+    if list.contains(';') {
+        return list.split(';').map(|spec| spec.trim().to_owned()).collect();
+    }
+    let key = |item: &str| item.split('=').next().unwrap_or_default().to_owned();
+    let mut policies: Vec<String> = Vec::new();
+    for item in list.split(',') {
+        let modifies = ["stall", "contention", "cost", "after", "overlap"].contains(&&*key(item));
+        match policies.last_mut() {
+            Some(last) if modifies && last.split(',').all(|other| key(other) != key(item)) => {
+                last.push(',');
+                last.push_str(item);
+            }
+            _ => policies.push(item.to_owned()),
+        }
+    }
+    policies
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn policies_are_split_where_a_new_one_begins() {
+        for (list, policies) in [
+            ("complete", vec!["complete"]),
+            ("complete,chunk=4K", vec!["complete", "chunk=4K"]),
+            ("chunk=64K,stall=2,r11=end,after=1", vec!["chunk=64K,stall=2", "r11=end,after=1"]),
+            ("stall=1,stall=2", vec!["stall=1", "stall=2"]),
+            ("hyperv,cost=400ns,random", vec!["hyperv,cost=400ns", "random"]),
+            ("chunk=4K,r11=end; complete", vec!["chunk=4K,r11=end", "complete"]),
+            ("a.toml,b.toml", vec!["a.toml", "b.toml"]),
+        ] {
+            assert_eq!(split_policies(list), policies);
+        }
+    }
+}

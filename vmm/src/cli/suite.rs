@@ -1,0 +1,169 @@
+//! The command `suite`.
+
+use std::fs::File;
+use std::io::{self, IsTerminal, Write};
+use std::path::Path;
+
+use indicatif::{ProgressBar, ProgressStyle};
+use mapgpa_guests::GUESTS;
+
+use super::args::{Format, SuiteArgs};
+use super::resolve::{self, split_policies};
+use super::{CliError, Found};
+use crate::case::{Backend, Case, CaseError};
+use crate::expect::Expectations;
+use crate::policy::Policy;
+use crate::report::{Verdict, ci, matrix};
+use crate::suite::{CaseResult, POLICIES, SuiteResult, in_shard, run};
+
+/// A report file, opened before the suite runs, so that an unwritable one costs no run.
+struct Output<'a> {
+    option: &'static str,
+    path: &'a Path,
+    file: File,
+}
+
+impl<'a> Output<'a> {
+    fn create(option: &'static str, path: Option<&'a Path>) -> Result<Option<Self>, CliError> {
+        let Some(path) = path else { return Ok(None) };
+        match File::create(path) {
+            Ok(file) => Ok(Some(Self { option, path, file })),
+            Err(source) => Err(write_error(option, path, source)),
+        }
+    }
+
+    fn write(
+        self,
+        body: impl FnOnce(&mut io::BufWriter<&File>) -> io::Result<()>,
+    ) -> Result<(), CliError> {
+        let mut out = io::BufWriter::new(&self.file);
+        body(&mut out)
+            .and_then(|()| out.flush())
+            .map_err(|source| write_error(self.option, self.path, source))
+    }
+}
+
+fn write_error(option: &'static str, path: &Path, source: io::Error) -> CliError {
+    CliError::Write { option, path: path.display().to_string(), source }
+}
+
+/// `mapgpa suite`
+pub(super) fn suite(args: &SuiteArgs) -> Result<Found, CliError> {
+    let cases = cases(args)?;
+    let expectations = match &args.expect {
+        Some(path) => Expectations::read(path)?,
+        None => Expectations::built_in()?,
+    };
+    let junit = Output::create("--junit", args.junit.as_deref())?;
+    let ktap = Output::create("--ktap", args.ktap.as_deref())?;
+    let json = Output::create("--json", args.json.as_deref())?;
+    let jobs = args.jobs.map_or_else(
+        || std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
+        usize::from,
+    );
+    let bar = progress_bar(cases.len());
+    let result = run(&cases, &expectations, jobs, |case| show_progress(&bar, case));
+    bar.finish_and_clear();
+
+    if let Some(output) = junit {
+        output.write(|out| ci::junit(out, &result).map_err(io::Error::other))?;
+    }
+    if let Some(output) = ktap {
+        output.write(|out| ci::ktap(out, &result))?;
+    }
+    if let Some(output) = json {
+        output.write(|out| ci::json(out, &result))?;
+    }
+    let mut out = io::BufWriter::new(io::stdout().lock());
+    match args.format {
+        Format::Text => matrix::write(&mut out, &result),
+        Format::Json => ci::json(&mut out, &result),
+    }
+    .and_then(|()| out.flush())
+    .map_err(|source| CliError::Io("stdout", source))?;
+    Ok(found(&result))
+}
+
+/// The cases of the suite: guests in their order, policies in theirs.
+fn cases(args: &SuiteArgs) -> Result<Vec<Case>, CliError> {
+    let names: Vec<String> = if args.policies.is_empty() {
+        POLICIES.iter().map(ToString::to_string).collect()
+    } else {
+        args.policies.iter().flat_map(|list| split_policies(list)).collect()
+    };
+    twice("policy", &names)?;
+    let policies = names.iter().map(|name| Policy::parse(name)).collect::<Result<Vec<_>, _>>()?;
+    twice("guest", &args.guests)?;
+    let (backend, gpaw) = resolve::backend(&args.case)?;
+    let guests: Vec<&str> = if args.guests.is_empty() {
+        let runs_here = |hosted: bool| hosted || backend == Backend::Emulated;
+        GUESTS.iter().filter(|guest| runs_here(guest.hosted)).map(|guest| guest.name).collect()
+    } else {
+        args.guests.iter().map(String::as_str).collect()
+    };
+    let mut cases = Vec::with_capacity(guests.len() * policies.len());
+    for guest in guests {
+        let source = resolve::guest(guest)?;
+        for policy in &policies {
+            let mut case =
+                resolve::case(source.clone(), policy.clone(), &args.case, (backend, gpaw));
+            match case.check() {
+                // In a suite such a case runs, and turns out as not exercised.
+                Ok(()) | Err(CaseError::CannotApply { .. }) => {}
+                // --bound is for the guests that have one.
+                Err(CaseError::NoBound { .. }) if args.guests.is_empty() => {
+                    case.bound = mapgpa_abi::params::BOUND_OWN;
+                }
+                Err(error) => return Err(error.into()),
+            }
+            let kept = args
+                .shard
+                .is_none_or(|shard| in_shard(guest, &policy.name, shard.index, shard.count));
+            if kept {
+                cases.push(case);
+            }
+        }
+    }
+    Ok(cases)
+}
+
+fn twice(what: &'static str, names: &[String]) -> Result<(), CliError> {
+    for (at, name) in names.iter().enumerate() {
+        if names[..at].contains(name) {
+            return Err(CliError::Twice { what, name: name.clone() });
+        }
+    }
+    Ok(())
+}
+
+fn progress_bar(cases: usize) -> ProgressBar {
+    if !io::stderr().is_terminal() {
+        return ProgressBar::hidden();
+    }
+    let bar = ProgressBar::new(cases as u64);
+    // The template is ours and well formed; without it the bar still shows.
+    if let Ok(style) = ProgressStyle::with_template("{bar:30} {pos}/{len} {elapsed} {wide_msg}") {
+        bar.set_style(style);
+    }
+    bar
+}
+
+fn show_progress(bar: &ProgressBar, case: &CaseResult) {
+    if !case.as_expected() {
+        bar.println(format!("not as expected: {} under {}", case.guest, case.policy));
+    }
+    bar.set_message(format!("{} under {}", case.guest, case.policy));
+    bar.inc(1);
+}
+
+fn found(result: &SuiteResult) -> Found {
+    if result.left_out > 0 {
+        Found::Interrupted
+    } else if result.unexpected() > result.count(Verdict::Error) {
+        Found::Violations
+    } else if result.unexpected() > 0 {
+        Found::HostCannot
+    } else {
+        Found::Expected
+    }
+}

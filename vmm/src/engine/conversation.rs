@@ -1,0 +1,115 @@
+//! Which requests belong together: the conversation that a vCPU is in.
+//!
+//! Guest tests mark begin and end on the channel. Without marks (kernels, firmware) a request
+//! belongs to the open conversation if the last reply was RETRY and the request starts at the R11
+//! of that reply, or lies in the conversation's range in the same direction; any other request
+//! opens a new one, and what was open has been given up.
+
+use mapgpa_abi::Direction;
+use mapgpa_abi::tdcall::status;
+
+use super::event::{Conversation, Stray};
+use crate::pagemap::{PageMap, PageState, Pages};
+use crate::policy::Request;
+
+/// The open conversation of a vCPU.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Open {
+    pub(super) conversation: Conversation,
+    /// The guest marked it.
+    pub(super) marked: bool,
+    /// Replies in a row without progress.
+    pub(super) no_progress: u64,
+    /// The last reply, if it was RETRY.
+    pub(super) retry: Option<Retry>,
+    /// The last reply was SUCCESS.
+    pub(super) succeeded: bool,
+}
+
+/// A RETRY that was said.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Retry {
+    /// R11 as it was said.
+    r11: u64,
+    /// The first page that was not converted.
+    next: u64,
+}
+
+impl Open {
+    pub(super) const fn new(conversation: Conversation, marked: bool) -> Self {
+        Self { conversation, marked, no_progress: 0, retry: None, succeeded: false }
+    }
+
+    /// An unmarked conversation that `request` opens.
+    pub(super) const fn of(request: &Request) -> Self {
+        let conversation = Conversation {
+            vcpu: request.vcpu,
+            pages: request.pages(),
+            to: request.to,
+            requests: 0,
+            retries: 0,
+            no_progress: 0,
+        };
+        Self::new(conversation, false)
+    }
+
+    /// Whether `request` belongs to this conversation.
+    pub(super) fn takes(&self, request: &Request) -> bool {
+        self.marked
+            || self.retry.is_some_and(|retry| {
+                retry.r11 == request.raw_gpa
+                    || (request.to == self.conversation.to
+                        && contains(self.conversation.pages, request.pages()))
+            })
+    }
+
+    /// What is odd about `request`, given that it belongs here.
+    pub(super) fn stray(&self, request: &Request, map: &PageMap) -> Option<Stray> {
+        if request.to != self.conversation.to {
+            return Some(Stray::Flipped);
+        }
+        if !contains(self.conversation.pages, request.pages()) {
+            return Some(Stray::Outside);
+        }
+        let retry = self.retry?;
+        let first = request.pages().first;
+        if first <= retry.next || request.raw_gpa == retry.r11 {
+            return None;
+        }
+        let over = Pages { first: retry.next, count: first - retry.next };
+        map.find(over, |state| (state == PageState::Shared) != is_shared(request))
+            .map(Stray::Skipped)
+    }
+
+    /// What is odd about a malformed request that starts at `page` in direction `to`.
+    pub(super) fn stray_malformed(&self, page: u64, to: Direction) -> Option<Stray> {
+        let pages = self.conversation.pages;
+        if to != self.conversation.to {
+            Some(Stray::Flipped)
+        } else if !(pages.first..pages.end()).contains(&page) {
+            Some(Stray::Outside)
+        } else {
+            None
+        }
+    }
+
+    /// Takes note of a reply that left `next` as the first page not converted. An R11 ahead of the
+    /// truth (`skips`) is progress as far as any guest can see.
+    pub(super) fn replied(&mut self, code: u64, r11: u64, converted: u64, next: u64, skips: bool) {
+        let retry = code == status::RETRY;
+        self.conversation.requests += 1;
+        self.conversation.retries += u64::from(retry);
+        self.succeeded = code == status::SUCCESS;
+        self.retry = retry.then_some(Retry { r11, next });
+        self.conversation.no_progress += u64::from(retry && converted == 0);
+        self.no_progress = if retry && converted == 0 && !skips { self.no_progress + 1 } else { 0 };
+    }
+}
+
+fn is_shared(request: &Request) -> bool {
+    request.raw_gpa != request.gpa
+}
+
+fn contains(outer: Pages, inner: Pages) -> bool {
+    inner.first >= outer.first && inner.end() <= outer.end()
+}

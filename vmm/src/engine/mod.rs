@@ -1,0 +1,503 @@
+//! The engine: a request in, pages converted as the policy decides, a reply out, and the facts of it
+//! as events.
+//!
+//! It knows no KVM: a backend calls it from its vCPU loop, or a guest in the same process does. What
+//! the guest sees of the pages is [`Memory`]'s; what is true of them is the [`PageMap`]'s.
+
+mod conversation;
+mod event;
+mod guest_channel;
+mod request;
+
+use std::time::Instant;
+
+use mapgpa_abi::tdcall::{level, module, status};
+use mapgpa_abi::{Alias, Direction, PAGE_SIZE, PAGE_SIZE_2M, shared_bit};
+use rangemap::RangeSet;
+
+use crate::memory::{Memory, MemoryError};
+use crate::pagemap::{Change, PageMap, PageState, Pages};
+use crate::policy::{AcceptAnswer, Amount, Context, Decision, Policy, Request, Say};
+use conversation::Open;
+pub use event::{
+    Accept, Call, Conversation, Ending, Event, EventSink, Malformed, Stray, Then, Truth,
+};
+use guest_channel::Channel;
+
+/// What a vCPU does after an exit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Flow {
+    /// Runs on.
+    Continue,
+    /// Waits until all vCPUs that have not ended wait.
+    Barrier,
+    /// Has nothing to do for a moment (HLT).
+    Idle,
+    /// Has ended; the others run on.
+    Exit,
+    /// The run is over, for all vCPUs.
+    Stop,
+}
+
+impl From<Then> for Flow {
+    fn from(then: Then) -> Self {
+        match then {
+            Then::GoOn => Self::Continue,
+            Then::Stop => Self::Stop,
+        }
+    }
+}
+
+/// R10 and R11 of a reply, and what the vCPU does next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Reply {
+    /// R10.
+    pub status: u64,
+    /// R11.
+    pub r11: u64,
+    /// What the vCPU does next.
+    pub flow: Flow,
+}
+
+/// What an engine is made with.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// The policy.
+    pub policy: Policy,
+    /// The seed of its draws.
+    pub seed: u64,
+    /// Guest-physical address width in bits.
+    pub gpaw: u32,
+    /// Number of vCPUs.
+    pub vcpus: usize,
+    /// Take times.
+    pub timing: bool,
+}
+
+/// What the engine knows of a vCPU.
+#[derive(Debug, Default)]
+struct Vcpu {
+    calls: u64,
+    accepts: u64,
+    open: Option<Open>,
+    channel: Channel,
+    ended: bool,
+}
+
+/// The state of a run.
+#[derive(Debug)]
+pub struct Engine<M, S> {
+    settings: Settings,
+    shared_bit: u64,
+    keeps_private: bool,
+    started: Instant,
+    map: PageMap,
+    memory: M,
+    sink: S,
+    vcpus: Vec<Vcpu>,
+    /// Pages that the guest was told are converted, and cannot know are not.
+    lied: RangeSet<u64>,
+    /// Scratch for runs of pages, kept so that a call does not allocate.
+    runs: Vec<Pages>,
+}
+
+/// Pages converted between two looks at the clock, where a budget is in measured time.
+const BUDGET_STEP: u64 = 64;
+
+impl<M: Memory, S: EventSink> Engine<M, S> {
+    /// An engine over `memory`, all of it private and accepted.
+    pub fn new(settings: Settings, memory: M, sink: S) -> Self {
+        Self {
+            shared_bit: shared_bit(settings.gpaw),
+            keeps_private: settings.policy.keeps_private(),
+            started: Instant::now(),
+            map: PageMap::default(),
+            memory,
+            sink,
+            vcpus: (0..settings.vcpus).map(|_| Vcpu::default()).collect(),
+            lied: RangeSet::new(),
+            runs: Vec::new(),
+            settings,
+        }
+    }
+
+    /// The settings.
+    pub const fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    /// The memory.
+    pub const fn memory(&mut self) -> &mut M {
+        &mut self.memory
+    }
+
+    /// The page map.
+    pub const fn map(&self) -> &PageMap {
+        &self.map
+    }
+
+    /// Puts `pages` into the state shared before the run begins, unseen by the policy.
+    ///
+    /// # Errors
+    /// The memory cannot be set up.
+    pub fn preset_shared(&mut self, pages: Pages) -> Result<(), MemoryError> {
+        self.convert(pages, Direction::ToShared, u64::MAX, false).map(|_| ())
+    }
+
+    /// Answers MapGPA with R12 `raw_gpa` and R13 `size` on `vcpu`.
+    ///
+    /// # Errors
+    /// The memory could not be converted.
+    pub fn map_gpa(&mut self, vcpu: u32, raw_gpa: u64, size: u64) -> Result<Reply, MemoryError> {
+        let begun = self.settings.timing.then(Instant::now);
+        let this = &mut self.vcpus[vcpu as usize];
+        this.calls += 1;
+        let request = match request::check(vcpu, this.calls, raw_gpa, size, self.settings.gpaw) {
+            Ok(request) => request,
+            Err(malformed) => return Ok(self.refuse(vcpu, raw_gpa, size, malformed, begun)),
+        };
+        if this.open.is_none_or(|open| !open.takes(&request)) {
+            self.close(vcpu, None);
+            self.vcpus[vcpu as usize].open = Some(Open::of(&request));
+        }
+        let open = self.vcpus[vcpu as usize].open.get_or_insert_with(|| Open::of(&request));
+        let stray = open.stray(&request, &self.map);
+        let context = Context {
+            seed: self.settings.seed,
+            replies: open.conversation.requests,
+            no_progress: open.no_progress,
+            overlap: self.overlaps(&request),
+        };
+        let decision = self.settings.policy.decide(&request, &context);
+        let (converted, next) = self.perform(&request, decision.convert, decision.keep)?;
+        let (code, r11, truth, special) = reply(&request, &decision, next);
+        if let Truth::Undetectable(pages) = truth {
+            self.lied.insert(pages.first..pages.end());
+        }
+        let mut call = Call {
+            vcpu,
+            call: request.call,
+            raw_gpa,
+            size,
+            to: request.to,
+            converted,
+            status: code,
+            r11,
+            truth,
+            malformed: None,
+            stray,
+            special,
+            no_progress: 0,
+            requests: 0,
+            pages: 0,
+            at_ns: 0,
+            took_ns: 0,
+        };
+        Ok(self.finish(&mut call, next, begun))
+    }
+
+    /// Answers a malformed request, as GHCI has it.
+    fn refuse(
+        &mut self,
+        vcpu: u32,
+        raw_gpa: u64,
+        size: u64,
+        malformed: Malformed,
+        begun: Option<Instant>,
+    ) -> Reply {
+        let shared = raw_gpa & self.shared_bit != 0;
+        let to = if shared { Direction::ToShared } else { Direction::ToPrivate };
+        let page = (raw_gpa & !self.shared_bit) / PAGE_SIZE;
+        let this = &self.vcpus[vcpu as usize];
+        let mut call = Call {
+            vcpu,
+            call: this.calls,
+            raw_gpa,
+            size,
+            to,
+            converted: 0,
+            status: match malformed {
+                Malformed::Unaligned => status::ALIGN_ERROR,
+                _ => status::INVALID_OPERAND,
+            },
+            r11: raw_gpa,
+            truth: Truth::True,
+            malformed: Some(malformed),
+            stray: this.open.and_then(|open| open.stray_malformed(page, to)),
+            special: false,
+            no_progress: 0,
+            requests: 0,
+            pages: 0,
+            at_ns: 0,
+            took_ns: 0,
+        };
+        self.finish(&mut call, 0, begun)
+    }
+
+    /// Books a reply in its conversation and emits it.
+    fn finish(&mut self, call: &mut Call, next: u64, begun: Option<Instant>) -> Reply {
+        let mut done = false;
+        if let Some(open) = &mut self.vcpus[call.vcpu as usize].open {
+            let skips = matches!(call.truth, Truth::Undetectable(_));
+            open.replied(call.status, call.r11, call.converted, next, skips);
+            call.no_progress = open.no_progress;
+            call.requests = open.conversation.requests;
+            call.pages = open.conversation.pages.count;
+            done = !open.marked && call.status != status::RETRY;
+        }
+        if let Some(begun) = begun {
+            let now = Instant::now();
+            call.took_ns = nanos(now - begun);
+            call.at_ns = nanos(now - self.started);
+        }
+        let flow = self.emit(&Event::Call(*call));
+        if done {
+            self.close(call.vcpu, None);
+        }
+        Reply { status: call.status, r11: call.r11, flow }
+    }
+
+    /// Converts what `amount` allows of a request; returns pages converted, and the first page that
+    /// is not.
+    fn perform(
+        &mut self,
+        request: &Request,
+        amount: Amount,
+        keep: bool,
+    ) -> Result<(u64, u64), MemoryError> {
+        let pages = request.pages();
+        let budget = match amount {
+            Amount::All => u64::MAX,
+            Amount::Pages(pages) => pages,
+            Amount::Budget { budget_ns, cost_ns: Some(cost) } => (budget_ns / cost.max(1)).max(1),
+            Amount::Budget { budget_ns, cost_ns: None } => {
+                let begun = Instant::now();
+                let mut converted = 0;
+                loop {
+                    let (more, next) = self.convert(pages, request.to, BUDGET_STEP, keep)?;
+                    converted += more;
+                    if next == pages.end() || nanos(begun.elapsed()) >= budget_ns {
+                        return Ok((converted, next));
+                    }
+                }
+            }
+        };
+        self.convert(pages, request.to, budget, keep)
+    }
+
+    fn convert(
+        &mut self,
+        pages: Pages,
+        to: Direction,
+        budget: u64,
+        restore: bool,
+    ) -> Result<(u64, u64), MemoryError> {
+        let change = match to {
+            Direction::ToPrivate if restore => Change::Restore,
+            _ => Change::of(to),
+        };
+        let keep = match to {
+            Direction::ToShared => self.keeps_private,
+            Direction::ToPrivate => restore,
+        };
+        self.runs.clear();
+        let changed = self.map.apply(pages, change, budget, &mut self.runs);
+        for run in &self.runs {
+            self.memory.convert(*run, to, keep, &self.map)?;
+        }
+        Ok((changed.pages, changed.next))
+    }
+
+    /// Answers TDG.MEM.PAGE.ACCEPT with `rcx` on `vcpu`: RAX, or nothing if the TD does not come back.
+    ///
+    /// # Errors
+    /// The memory could not be set up.
+    pub fn accept(&mut self, vcpu: u32, rcx: u64) -> Result<(Option<u64>, Flow), MemoryError> {
+        let this = &mut self.vcpus[vcpu as usize];
+        this.accepts += 1;
+        let size = match rcx & 0xfff {
+            level::L4K => PAGE_SIZE,
+            level::L2M => PAGE_SIZE_2M,
+            _ => 0,
+        };
+        let gpa = rcx & !0xfff;
+        if size == 0 || gpa % size != 0 || gpa & !(self.shared_bit - 1) != 0 {
+            return Ok((Some(module::OPERAND_INVALID | module::OPERAND_RCX), Flow::Continue));
+        }
+        let pages = Pages::of_bytes(gpa, size);
+        let policy =
+            self.settings.policy.decide_accept(self.settings.seed, vcpu, this.accepts, gpa);
+        let state = self.map.uniform(pages);
+        let shared = state != Some(PageState::PrivatePending)
+            && self.map.find(pages, |state| state == PageState::Shared).is_some();
+        let large = size == PAGE_SIZE_2M;
+        let (answer, special) = match (policy, state) {
+            (AcceptAnswer::Exit, _) => (None, true),
+            _ if shared => (None, false),
+            (AcceptAnswer::Mismatch, Some(PageState::PrivatePending)) if large => {
+                (Some(module::PAGE_SIZE_MISMATCH | level::L2M), true)
+            }
+            (_, Some(PageState::PrivatePending)) => (Some(module::SUCCESS), false),
+            (_, Some(_)) => {
+                let code = module::PAGE_ALREADY_ACCEPTED | (rcx & 7);
+                (Some(code), policy == AcceptAnswer::Already)
+            }
+            (_, None) => (Some(module::PAGE_SIZE_MISMATCH | level::L2M), false),
+        };
+        if answer == Some(module::SUCCESS) {
+            self.runs.clear();
+            self.map.apply(pages, Change::Accept, u64::MAX, &mut self.runs);
+            for run in &self.runs {
+                self.memory.accept(*run, &self.map)?;
+            }
+        }
+        let lied = shared && self.are_lied(pages, |state| state == PageState::Shared);
+        let event = Event::Accept(Accept { vcpu, pages, answer, shared, lied, special });
+        let flow = self.emit(&event);
+        Ok((answer, if answer.is_none() { Flow::Stop } else { flow }))
+    }
+
+    /// Whether the guest may touch `raw_gpa` (bytes, shared bit as used); if not, that is an event.
+    pub fn touch(&mut self, raw_gpa: u64) -> Result<(), Flow> {
+        let alias = if raw_gpa & self.shared_bit == 0 { Alias::Private } else { Alias::Shared };
+        let page = (raw_gpa & !self.shared_bit) / PAGE_SIZE;
+        let state = self.map.state(page);
+        let legitimate = match alias {
+            Alias::Private => state == PageState::PrivateAccepted,
+            Alias::Shared => state == PageState::Shared,
+        };
+        if legitimate {
+            return Ok(());
+        }
+        let lied = self.is_lied(Pages { first: page, count: 1 });
+        Err(self.emit(&Event::Touch { raw_gpa, alias, page, state, lied }))
+    }
+
+    /// Whether lies that the guest could not detect cover all of `pages`.
+    fn is_lied(&self, pages: Pages) -> bool {
+        self.lied.gaps(&(pages.first..pages.end())).next().is_none()
+    }
+
+    /// Whether such lies cover all pages of `range` in a state that is `wanted`.
+    fn are_lied(&self, range: Pages, wanted: impl Fn(PageState) -> bool) -> bool {
+        let mut all = true;
+        self.map.scan(range, |piece, state| {
+            all = !wanted(state) || self.is_lied(piece);
+            all
+        });
+        all
+    }
+
+    /// Whether a conversation of another vCPU that is under way overlaps `request`.
+    fn overlaps(&self, request: &Request) -> bool {
+        let pages = request.pages();
+        self.vcpus.iter().zip(0..).any(|(vcpu, index)| {
+            index != request.vcpu
+                && vcpu.open.is_some_and(|open| {
+                    let other = open.conversation.pages;
+                    open.retry.is_some() && other.first < pages.end() && pages.first < other.end()
+                })
+        })
+    }
+
+    /// Closes the open conversation of `vcpu`, if there is one; `marked` is what the guest reports:
+    /// success, and pages accepted.
+    fn close(&mut self, vcpu: u32, marked: Option<(bool, u64)>) -> Flow {
+        let Some(open) = self.vcpus[vcpu as usize].open.take() else { return Flow::Continue };
+        let conversation = open.conversation;
+        let shared = conversation.to == Direction::ToShared;
+        let success = marked.map_or(open.succeeded, |(success, _)| success);
+        let pages = conversation.pages;
+        let is_missing = |state| (state == PageState::Shared) != shared;
+        let missing = self.map.find(pages, is_missing);
+        let pending = self.map.find(pages, |state| state == PageState::PrivatePending);
+        let lied = missing.is_some() && self.are_lied(pages, is_missing);
+        let ending = if success {
+            Ending::Completed
+        } else {
+            Ending::GaveUp(missing.map(|missing| missing.gpa()))
+        };
+        self.emit(&Event::Closed {
+            conversation,
+            ending,
+            marked: open.marked,
+            reported_accepted: marked.map_or(0, |(_, accepted)| accepted),
+            missing,
+            lied,
+            pending,
+        })
+    }
+
+    /// Ends the run: conversations still open never returned. Gives back memory and sink.
+    pub fn end(mut self) -> (M, S) {
+        for vcpu in 0..self.vcpus.len() {
+            let Some(open) = self.vcpus[vcpu].open.take() else { continue };
+            // An unmarked conversation that was refused, and not taken up again, was given up.
+            let ending =
+                if open.marked || open.retry.is_some() { Ending::NeverReturned } else { continue };
+            self.emit(&Event::Closed {
+                conversation: open.conversation,
+                ending,
+                marked: open.marked,
+                reported_accepted: 0,
+                missing: None,
+                lied: false,
+                pending: None,
+            });
+        }
+        (self.memory, self.sink)
+    }
+
+    /// Hands an event to the consumer.
+    pub fn emit(&mut self, event: &Event<'_>) -> Flow {
+        self.sink.on(event).into()
+    }
+}
+
+/// R10, R11, their truth, and whether they show what the policy is about, when `next` is the first
+/// page of the request that is not converted.
+fn reply(request: &Request, decision: &Decision, next: u64) -> (u64, u64, Truth, bool) {
+    let pages = request.pages();
+    let complete = next == pages.end();
+    let bit = request.raw_gpa ^ request.gpa;
+    let next_raw = next * PAGE_SIZE | bit;
+    let (code, r11) = match decision.say {
+        Say::Truth | Say::Retry(_) if complete => (status::SUCCESS, 0),
+        Say::Truth => (status::RETRY, next_raw),
+        Say::Retry(r11) => (status::RETRY, r11.value(request, next * PAGE_SIZE)),
+        Say::Success => (status::SUCCESS, 0),
+        Say::Status(code @ (status::INVALID_OPERAND | status::GPA_INUSE)) => {
+            // What KVM's tdx_map_gpa() leaves there: the next GPA that is not converted.
+            (code, if complete { request.raw_gpa } else { next_raw })
+        }
+        Say::Status(code @ status::ALIGN_ERROR) => (code, request.raw_gpa),
+        Say::Status(code) => (code, 0),
+    };
+    let end_raw = request.raw_gpa + request.size;
+    let truth = match code {
+        status::SUCCESS if complete => Truth::True,
+        status::SUCCESS => Truth::Undetectable(Pages { first: next, count: pages.end() - next }),
+        status::RETRY if r11 % PAGE_SIZE != 0 || r11 < request.raw_gpa || r11 >= end_raw => {
+            Truth::Detectable
+        }
+        status::RETRY if r11 <= next_raw => Truth::True,
+        status::RETRY => {
+            Truth::Undetectable(Pages { first: next, count: (r11 - next_raw) / PAGE_SIZE })
+        }
+        status::INVALID_OPERAND
+        | status::GPA_INUSE
+        | status::ALIGN_ERROR
+        | status::SUBFUNC_UNSUPPORTED => Truth::Refusal,
+        _ => Truth::Detectable,
+    };
+    let plain = match code {
+        status::SUCCESS => complete,
+        status::RETRY => matches!(decision.say, Say::Retry(_)) && r11 == next_raw,
+        _ => false,
+    };
+    (code, r11, truth, decision.special && !plain)
+}
+
+fn nanos(duration: std::time::Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}

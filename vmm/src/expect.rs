@@ -1,0 +1,218 @@
+//! Expectations: which guests are known to fail which checks under which policies.
+//!
+//! ```toml
+//! schema = "mapgpa.expectations/1"
+//! [[known]]
+//! guests = ["linux-5.19"]
+//! policies = ["chunk=64K"]
+//! checks = ["gave-up"]
+//! why = "no retry loop before v6.7"
+//! ```
+//! What is not listed is expected to pass.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use mapgpa_guests::Guest;
+use serde::Deserialize;
+
+use crate::judge::Check;
+use crate::policy::{Policy, PolicyError};
+
+const SCHEMA: &str = "mapgpa.expectations/1";
+const BUILT_IN: &str = include_str!("../../fixtures/expectations.toml");
+
+/// An expectation file that cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ExpectError {
+    /// The file cannot be read.
+    #[error("expectations {path}: cannot be read")]
+    Read {
+        /// The file.
+        path: String,
+        /// The host's error.
+        source: std::io::Error,
+    },
+    /// It is not TOML, or has a key or value that expectations have not.
+    #[error("expectations {path}: {}", message.trim_end().replace('\n', " | "))]
+    Form {
+        /// The file.
+        path: String,
+        /// Where and what.
+        message: String,
+    },
+    /// The schema is another one.
+    #[error("expectations {path}: schema is \"{found}\", expected \"{SCHEMA}\"")]
+    Schema {
+        /// The file.
+        path: String,
+        /// What was there.
+        found: String,
+    },
+    /// A name that nothing has.
+    #[error(
+        "expectations {path}: entry {entry}: no {what} is named \"{name}\" (`mapgpa list {what}s`)"
+    )]
+    Unknown {
+        /// The file.
+        path: String,
+        /// Which [[known]], from 1.
+        entry: usize,
+        /// `guest` or `check`.
+        what: &'static str,
+        /// The name.
+        name: String,
+    },
+    /// A policy that is none.
+    #[error("expectations {path}: entry {entry}")]
+    Policy {
+        /// The file.
+        path: String,
+        /// Which [[known]], from 1.
+        entry: usize,
+        /// What is wrong with it.
+        source: PolicyError,
+    },
+    /// Two entries for one case.
+    #[error("expectations {path}: entry {entry}: {guest} under {policy} has an entry already")]
+    Twice {
+        /// The file.
+        path: String,
+        /// Which [[known]], from 1.
+        entry: usize,
+        /// The guest.
+        guest: String,
+        /// The policy.
+        policy: String,
+    },
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct File {
+    schema: String,
+    #[serde(default)]
+    known: Vec<Known>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Known {
+    guests: Vec<String>,
+    policies: Vec<String>,
+    checks: Vec<String>,
+    #[expect(dead_code, reason = "for the reader of the file")]
+    why: String,
+}
+
+/// What is expected of each case.
+#[derive(Debug, Clone, Default)]
+pub struct Expectations {
+    checks: BTreeMap<(String, String), Vec<Check>>,
+}
+
+impl Expectations {
+    /// Those that come with mapgpa.
+    ///
+    /// # Errors
+    /// They are malformed; a test holds that they are not.
+    pub fn built_in() -> Result<Self, ExpectError> {
+        Self::parse("(built in)", BUILT_IN)
+    }
+
+    /// Those of a file.
+    ///
+    /// # Errors
+    /// The file cannot be read or used.
+    pub fn read(path: &Path) -> Result<Self, ExpectError> {
+        let name = path.display().to_string();
+        match std::fs::read_to_string(path) {
+            Ok(text) => Self::parse(&name, &text),
+            Err(source) => Err(ExpectError::Read { path: name, source }),
+        }
+    }
+
+    fn parse(path: &str, text: &str) -> Result<Self, ExpectError> {
+        let path = || path.to_owned();
+        let file: File = toml::from_str(text)
+            .map_err(|error| ExpectError::Form { path: path(), message: error.to_string() })?;
+        if file.schema != SCHEMA {
+            return Err(ExpectError::Schema { path: path(), found: file.schema });
+        }
+        let mut all = Self::default();
+        for (entry, known) in (1..).zip(file.known) {
+            let unknown = |what, name: &String| ExpectError::Unknown {
+                path: path(),
+                entry,
+                what,
+                name: name.clone(),
+            };
+            let mut checks = known
+                .checks
+                .iter()
+                .map(|name| Check::by_name(name).ok_or_else(|| unknown("check", name)))
+                .collect::<Result<Vec<_>, _>>()?;
+            checks.sort_unstable();
+            if checks.is_empty() {
+                return Err(unknown("check", &String::new()));
+            }
+            for guest in &known.guests {
+                if Guest::by_name(guest).is_none() {
+                    return Err(unknown("guest", guest));
+                }
+            }
+            for policy in &known.policies {
+                Policy::parse(policy).map_err(|source| ExpectError::Policy {
+                    path: path(),
+                    entry,
+                    source,
+                })?;
+                for guest in &known.guests {
+                    let case = (guest.clone(), policy.clone());
+                    if all.checks.insert(case, checks.clone()).is_some() {
+                        let (guest, policy) = (guest.clone(), policy.clone());
+                        return Err(ExpectError::Twice { path: path(), entry, guest, policy });
+                    }
+                }
+            }
+        }
+        Ok(all)
+    }
+
+    /// The checks that are expected to fail, in order of their list; none: a pass is expected.
+    #[must_use]
+    pub fn of(&self, guest: &str, policy: &str) -> Vec<Check> {
+        let case = (guest.to_owned(), policy.to_owned());
+        self.checks.get(&case).cloned().unwrap_or_default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn error(known: &str) -> String {
+        let text = format!("schema = \"{SCHEMA}\"\n{known}");
+        crate::one_line(&Expectations::parse("e.toml", &text).expect_err(known))
+    }
+
+    #[test]
+    fn the_built_in_ones_are_well_formed() {
+        Expectations::built_in().expect("well formed");
+    }
+
+    #[test]
+    fn what_is_wrong_is_named() {
+        let entry = |guest: &str, policy: &str, check: &str| {
+            format!(
+                "[[known]]\nguests=[\"{guest}\"]\npolicies=[\"{policy}\"]\nchecks=[\"{check}\"]\nwhy=\"\"\n"
+            )
+        };
+        assert!(error(&entry("windows", "complete", "crash")).contains("named \"windows\""));
+        assert!(error(&entry("svsm", "complete", "crush")).contains("no check is named \"crush\""));
+        assert!(error(&entry("svsm", "chunk=1", "crash")).contains("at character 7"));
+        let twice = entry("svsm", "complete", "crash").repeat(2);
+        assert!(error(&twice).contains("entry 2") && error(&twice).contains("already"));
+        assert!(error("[[known]]\nguest = 3").contains("unknown field"));
+    }
+}

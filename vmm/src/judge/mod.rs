@@ -1,0 +1,381 @@
+//! The judge: holds the events of a run against the checks.
+//!
+//! It sees events only, so that made-up ones prove it. What a guest could not have known is a note;
+//! what it could is a violation, whatever the host did.
+
+mod checks;
+
+use std::time::Duration;
+
+use mapgpa_abi::tdcall::status;
+use mapgpa_abi::{Alias, Direction, PAGE_SIZE};
+use serde::Serialize;
+
+pub use checks::{CHECKS, Check, CheckInfo};
+
+use crate::engine::{Accept, Call, Ending, Event, Malformed, Stray, Then, Truth};
+use crate::pagemap::{PageState, Pages};
+
+/// The class of a case: what the replies that were really given ask of a guest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Class {
+    /// True, at most two replies in a row without progress, no error: the guest must converge.
+    Legal,
+    /// True, three or more in a row without progress: the guest may give up, cleanly.
+    Stalling,
+    /// True error statuses: the guest must give up, cleanly.
+    Refusing,
+    /// A lie, or R11 or status outside the protocol: any end without a violation.
+    Hostile,
+}
+
+/// Limits and reaction of a judge.
+#[derive(Debug, Clone, Copy)]
+pub struct Rules {
+    /// The most replies in a row without progress that a guest may provoke.
+    pub max_no_progress: u64,
+    /// The most calls in a conversation: this, and 4 a page.
+    pub max_calls: u64,
+    /// Whether the first violation ends the run.
+    pub stop: bool,
+}
+
+impl Default for Rules {
+    fn default() -> Self {
+        Self { max_no_progress: 16, max_calls: 4096, stop: false }
+    }
+}
+
+/// A check that failed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Violation {
+    /// Which.
+    pub check: Check,
+    /// The MapGPA call of the vCPU that was the last by then; 0 before the first.
+    pub call: u64,
+    /// The GPA that it is about, if it is about one.
+    #[serde(serialize_with = "hex_or_null")]
+    pub gpa: Option<u64>,
+    /// What happened.
+    pub detail: String,
+}
+
+fn hex_or_null<S: serde::Serializer>(gpa: &Option<u64>, serializer: S) -> Result<S::Ok, S::Error> {
+    match gpa {
+        Some(gpa) => serializer.collect_str(&format_args!("{gpa:#x}")),
+        None => serializer.serialize_none(),
+    }
+}
+
+/// How the guest ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum GuestResult {
+    /// It says that all went well.
+    Success,
+    /// It says that it failed, or panicked.
+    Failure,
+    /// It crashed.
+    Crash,
+    /// It did not end in time.
+    Timeout,
+    /// The run ended before the guest did.
+    None,
+}
+
+/// What the judge says of a run.
+#[derive(Debug, Clone)]
+pub struct Judgement {
+    /// The class of the case.
+    pub class: Class,
+    /// How the guest ended.
+    pub result: GuestResult,
+    /// What the policy is about occurred.
+    pub exercised: bool,
+    /// Checks that failed.
+    pub violations: Vec<Violation>,
+    /// What is worth reporting, and not held against the guest.
+    pub notes: Vec<String>,
+}
+
+/// Violations kept of one check, and notes kept; more are counted.
+const KEPT: usize = 16;
+
+/// A judge at work.
+#[derive(Debug)]
+pub struct Judge {
+    rules: Rules,
+    class: Class,
+    result: GuestResult,
+    exercised: bool,
+    violations: Vec<Violation>,
+    dropped: u64,
+    notes: Vec<String>,
+    dropped_notes: u64,
+    /// The last call, of whatever vCPU.
+    last_call: u64,
+    /// The first sign that the guest gave up: call, GPA.
+    gave_up: Option<(u64, Option<u64>, String)>,
+    /// Ranges whose conversion failed.
+    failed: Vec<Pages>,
+}
+
+impl Judge {
+    /// A judge of a run under a policy that is `special`, i.e. about something that has to occur.
+    #[must_use]
+    pub const fn new(rules: Rules, special: bool) -> Self {
+        Self {
+            rules,
+            class: Class::Legal,
+            result: GuestResult::None,
+            exercised: !special,
+            violations: Vec::new(),
+            dropped: 0,
+            notes: Vec::new(),
+            dropped_notes: 0,
+            last_call: 0,
+            gave_up: None,
+            failed: Vec::new(),
+        }
+    }
+
+    /// Takes an event.
+    pub fn on(&mut self, event: &Event<'_>) -> Then {
+        let before = self.violations.len();
+        match event {
+            Event::Call(call) => self.call(call),
+            Event::Accept(accept) => self.accept(accept),
+            Event::Touch { raw_gpa, alias, page: _, state, lied } => {
+                self.touch(*raw_gpa, *alias, *state, *lied);
+            }
+            Event::Closed { conversation, ending, marked, missing, lied, pending, .. } => {
+                let pages = conversation.pages;
+                match ending {
+                    Ending::Completed => {
+                        self.failed.retain(|failed| !overlap(*failed, pages));
+                        self.completed(conversation.to, *marked, *missing, *lied, *pending);
+                    }
+                    Ending::GaveUp(at) => {
+                        self.failed.push(pages);
+                        let gpa = at.unwrap_or_else(|| pages.gpa());
+                        self.give_up(Some(gpa), "the conversion failed");
+                    }
+                    Ending::NeverReturned => {}
+                }
+            }
+            Event::Use { pages, alias } => {
+                if let Some(failed) = self.failed.iter().find(|failed| overlap(**failed, *pages)) {
+                    let gpa = failed.first.max(pages.first) * PAGE_SIZE;
+                    let detail = format!(
+                        "the guest uses {} pages through the {} alias after their \
+                         conversion failed",
+                        pages.count,
+                        name(*alias)
+                    );
+                    self.violate(Check::IgnoredFailure, Some(gpa), detail);
+                }
+            }
+            Event::Panic { text } => {
+                self.result = GuestResult::Failure;
+                self.give_up(None, &format!("the guest panicked: {text}"));
+                self.note(format!("the guest panicked: {text}"));
+            }
+            Event::Crash { detail } => {
+                self.result = GuestResult::Crash;
+                self.violate(Check::Crash, None, (*detail).to_owned());
+            }
+            Event::Text { text } => self.note(format!("the guest says: {text}")),
+            Event::Odd { detail } => self.note((*detail).to_owned()),
+            Event::Data { .. } => {}
+            Event::Exit { success, .. } => match (success, self.result) {
+                (true, GuestResult::None) => self.result = GuestResult::Success,
+                (true, _) => {}
+                (false, _) => {
+                    self.result = GuestResult::Failure;
+                    self.give_up(None, "the guest ended with failure");
+                }
+            },
+            Event::Timeout => {
+                self.result = GuestResult::Timeout;
+                self.violate(Check::Unbounded, None, "the guest did not end in time".to_owned());
+                return Then::Stop;
+            }
+        }
+        let new = &self.violations[before..];
+        let endless = new.iter().any(|violation| violation.check == Check::Unbounded);
+        if endless || (self.rules.stop && !new.is_empty()) { Then::Stop } else { Then::GoOn }
+    }
+
+    fn call(&mut self, call: &Call) {
+        self.last_call = call.call;
+        self.exercised |= call.special;
+        self.class = self.class.max(match call.truth {
+            Truth::True if call.no_progress >= 3 => Class::Stalling,
+            Truth::True => Class::Legal,
+            Truth::Refusal => Class::Refusing,
+            Truth::Undetectable(_) | Truth::Detectable => Class::Hostile,
+        });
+        if let Some(malformed) = call.malformed {
+            let what = match malformed {
+                Malformed::Empty => "of size 0",
+                Malformed::Wraps => "that wraps at 2^64",
+                Malformed::IllegalGpa => "with address bits above the guest's GPAW",
+                Malformed::MixedSharedBit => "that begins in one alias and ends in the other",
+                Malformed::Unaligned => "that is not 4 KiB aligned",
+            };
+            let detail = format!("a request {what}: R12 {:#x}, R13 {:#x}", call.raw_gpa, call.size);
+            self.violate(Check::Protocol, Some(call.raw_gpa), detail);
+        }
+        match call.stray {
+            Some(Stray::Outside) => {
+                let detail = format!("a request of {:#x} bytes outside the range", call.size);
+                self.violate(Check::WildRequest, Some(call.raw_gpa), detail);
+            }
+            Some(Stray::Flipped) => {
+                let detail = "a request in the opposite direction".to_owned();
+                self.violate(Check::WildRequest, Some(call.raw_gpa), detail);
+            }
+            Some(Stray::Skipped(pages)) => {
+                let detail = format!("{} pages before the retry are not converted", pages.count);
+                self.violate(Check::Skipped, Some(pages.gpa()), detail);
+            }
+            None => {}
+        }
+        let most = self.rules.max_calls.saturating_add(call.pages.saturating_mul(4));
+        if call.no_progress > self.rules.max_no_progress {
+            let detail = format!("{} replies in a row without progress", call.no_progress);
+            self.violate(Check::Unbounded, Some(call.raw_gpa), detail);
+        } else if call.requests > most {
+            let detail =
+                format!("{} calls in a conversation of {} pages", call.requests, call.pages);
+            self.violate(Check::Unbounded, Some(call.raw_gpa), detail);
+        }
+        if let Truth::Undetectable(pages) = call.truth {
+            let said = if call.status == status::SUCCESS { "SUCCESS" } else { "an R11 in range" };
+            self.note(format!(
+                "the host said {said} though {} pages from {:#x} on are not converted: no guest can \
+                 detect that",
+                pages.count,
+                pages.gpa()
+            ));
+        }
+    }
+
+    fn accept(&mut self, accept: &Accept) {
+        self.exercised |= accept.special;
+        if accept.answer.is_none() {
+            let gpa = accept.pages.gpa();
+            if accept.shared && !accept.lied {
+                let detail = "an accept of a page that is shared: the TD does not come back";
+                self.violate(Check::WrongAlias, Some(gpa), detail.to_owned());
+            } else {
+                self.class = Class::Hostile;
+                let why = if accept.shared { "the host lied about it" } else { "the policy" };
+                self.note(format!(
+                    "the accept at {gpa:#x} found no page ({why}): the TD exits and does not come back"
+                ));
+            }
+        } else if accept.special && accept.answer.is_some_and(mapgpa_kit::calls::already_accepted) {
+            // The host kept a page that it said it had converted.
+            self.class = Class::Hostile;
+        }
+    }
+
+    fn touch(&mut self, raw_gpa: u64, alias: Alias, state: PageState, lied: bool) {
+        let state_name = match state {
+            PageState::PrivateAccepted => "private",
+            PageState::PrivatePending => "private and pending acceptance",
+            PageState::Shared => "shared",
+        };
+        let detail = format!("touched through the {} alias while {state_name}", name(alias));
+        if lied {
+            self.note(format!("{raw_gpa:#x} {detail}: the host had lied about it"));
+        } else if (alias, state) == (Alias::Private, PageState::PrivatePending) {
+            self.violate(Check::AccessBeforeAccept, Some(raw_gpa), detail);
+        } else {
+            self.violate(Check::WrongAlias, Some(raw_gpa), detail);
+        }
+    }
+
+    fn completed(
+        &mut self,
+        to: Direction,
+        marked: bool,
+        missing: Option<Pages>,
+        lied: bool,
+        pending: Option<Pages>,
+    ) {
+        if let Some(missing) = missing {
+            let detail = format!("{} pages are not converted", missing.count);
+            if lied {
+                self.note(format!("{detail}, and the guest could not know"));
+            } else {
+                self.violate(Check::FalseSuccess, Some(missing.gpa()), detail);
+            }
+        }
+        // Without marks the accepts come after the last reply, which is where it was closed.
+        if let (Direction::ToPrivate, true, Some(pending)) = (to, marked, pending) {
+            let detail = format!("{} pages are still pending acceptance", pending.count);
+            self.violate(Check::AcceptMissing, Some(pending.gpa()), detail);
+        }
+    }
+
+    fn give_up(&mut self, gpa: Option<u64>, detail: &str) {
+        let call = self.last_call;
+        self.gave_up.get_or_insert_with(|| (call, gpa, detail.to_owned()));
+    }
+
+    fn violate(&mut self, check: Check, gpa: Option<u64>, detail: String) {
+        let kept = self.violations.iter().filter(|violation| violation.check == check).count();
+        if kept < KEPT {
+            self.violations.push(Violation { check, call: self.last_call, gpa, detail });
+        } else {
+            self.dropped += 1;
+        }
+    }
+
+    fn note(&mut self, note: String) {
+        if self.notes.len() < KEPT {
+            self.notes.push(note);
+        } else {
+            self.dropped_notes += 1;
+        }
+    }
+
+    /// Ends the run.
+    #[must_use]
+    pub fn finish(mut self) -> Judgement {
+        if self.class == Class::Legal {
+            if let Some((call, gpa, detail)) = self.gave_up.take() {
+                self.violations.push(Violation { check: Check::GaveUp, call, gpa, detail });
+            }
+        }
+        for (dropped, what) in [(self.dropped, "violations"), (self.dropped_notes, "notes")] {
+            if dropped > 0 {
+                self.notes.push(format!("{dropped} more {what} are not listed"));
+            }
+        }
+        Judgement {
+            class: self.class,
+            result: self.result,
+            exercised: self.exercised,
+            violations: self.violations,
+            notes: self.notes,
+        }
+    }
+}
+
+/// The time-out of a run unless the user says otherwise.
+pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(10);
+
+fn overlap(a: Pages, b: Pages) -> bool {
+    a.first < b.end() && b.first < a.end()
+}
+
+const fn name(alias: Alias) -> &'static str {
+    match alias {
+        Alias::Private => "private",
+        Alias::Shared => "shared",
+    }
+}

@@ -1,0 +1,42 @@
+//! What the engine asks of guest memory when pages change state.
+
+use mapgpa_abi::Direction;
+
+use crate::pagemap::{PageMap, Pages};
+
+/// A failed host call for a range of guest memory.
+#[derive(Debug, thiserror::Error)]
+#[error("{call} failed for {} KiB of guest memory at GPA {gpa:#x}", size / 1024)]
+pub struct MemoryError {
+    /// The host call, by name.
+    pub call: &'static str,
+    /// Start of the range, GPA in bytes without the shared bit.
+    pub gpa: u64,
+    /// Size of the range in bytes.
+    pub size: u64,
+    /// The host's error.
+    pub source: std::io::Error,
+}
+
+/// The backing of both aliases of guest memory. The page map has changed already when it is called.
+pub trait Memory {
+    /// The pages of `run` have been converted in direction `to`: contents are lost, and access
+    /// through the alias that is no longer valid is caught from now on. With `keep` the private
+    /// contents stay as they are (the host only pretends to remove the page).
+    ///
+    /// # Errors
+    /// A host call failed.
+    fn convert(
+        &mut self,
+        run: Pages,
+        to: Direction,
+        keep: bool,
+        map: &PageMap,
+    ) -> Result<(), MemoryError>;
+
+    /// The pages of `run` have been accepted: they read as zero, and may be used.
+    ///
+    /// # Errors
+    /// A host call failed.
+    fn accept(&mut self, run: Pages, map: &PageMap) -> Result<(), MemoryError>;
+}

@@ -1,0 +1,193 @@
+//! The TOML form of a policy: ordered rules with conditions, for what a spec string cannot say.
+//!
+//! ```toml
+//! schema = "mapgpa.policy/1"
+//! name = "first retry wild"
+//! [[rule]]
+//! direction = "to-shared"
+//! calls = [2, 2]
+//! do = "r11=below"
+//! [[rule]]
+//! do = "chunk=64K"
+//! ```
+
+use mapgpa_abi::Direction;
+use serde::Deserialize;
+
+use super::{Conditions, Policy, Rule, SpecError, spec};
+
+const SCHEMA: &str = "mapgpa.policy/1";
+
+/// A TOML policy that cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum TomlError {
+    /// The file cannot be read.
+    #[error("policy file {path}: cannot be read")]
+    Read {
+        /// The file.
+        path: String,
+        /// The host's error.
+        source: std::io::Error,
+    },
+    /// It is not TOML, or has a key or value that a policy has not.
+    #[error("policy file {path}: {}", message.trim_end().replace('\n', " | "))]
+    Form {
+        /// The file.
+        path: String,
+        /// Where and what.
+        message: String,
+    },
+    /// The schema is another one.
+    #[error("policy file {path}: schema is \"{found}\", expected \"{SCHEMA}\"")]
+    Schema {
+        /// The file.
+        path: String,
+        /// What was there.
+        found: String,
+    },
+    /// A rule's `do` is malformed.
+    #[error("policy file {path}: rule {rule}")]
+    Rule {
+        /// The file.
+        path: String,
+        /// Which rule, from 1.
+        rule: usize,
+        /// What is wrong with it.
+        source: SpecError,
+    },
+    /// A condition names an empty range.
+    #[error(
+        "policy file {path}: rule {rule}: {key} = [{}, {}]: expected the first, from {least}, \
+         and then the last", found.0, found.1
+    )]
+    Range {
+        /// The file.
+        path: String,
+        /// Which rule, from 1.
+        rule: usize,
+        /// Which condition.
+        key: &'static str,
+        /// The least first value.
+        least: u64,
+        /// What was there.
+        found: (u64, u64),
+    },
+    /// It has no rules.
+    #[error("policy file {path}: expected at least one [[rule]]")]
+    Empty {
+        /// The file.
+        path: String,
+    },
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct File {
+    schema: String,
+    name: Option<String>,
+    #[serde(default)]
+    rule: Vec<FileRule>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct FileRule {
+    direction: Option<FileDirection>,
+    calls: Option<(u64, u64)>,
+    gpa: Option<(u64, u64)>,
+    vcpu: Option<u32>,
+    r#do: String,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum FileDirection {
+    ToShared,
+    ToPrivate,
+}
+
+/// Reads the policy file `path`.
+pub(super) fn read(path: &str) -> Result<Policy, TomlError> {
+    let text = std::fs::read_to_string(path)
+        .map_err(|source| TomlError::Read { path: path.to_owned(), source })?;
+    parse(path, &text)
+}
+
+fn parse(path: &str, text: &str) -> Result<Policy, TomlError> {
+    let path = || path.to_owned();
+    let file: File = toml::from_str(text)
+        .map_err(|error| TomlError::Form { path: path(), message: error.to_string() })?;
+    if file.schema != SCHEMA {
+        return Err(TomlError::Schema { path: path(), found: file.schema });
+    }
+    if file.rule.is_empty() {
+        return Err(TomlError::Empty { path: path() });
+    }
+    let rules = (1..).zip(&file.rule).map(|(number, rule)| {
+        for (key, range, least) in [("calls", rule.calls, 1), ("gpa", rule.gpa, 0)] {
+            if let Some(found) = range.filter(|(first, last)| *first < least || last < first) {
+                return Err(TomlError::Range { path: path(), rule: number, key, least, found });
+            }
+        }
+        let when = Conditions {
+            direction: rule.direction.as_ref().map(|direction| match direction {
+                FileDirection::ToShared => Direction::ToShared,
+                FileDirection::ToPrivate => Direction::ToPrivate,
+            }),
+            calls: rule.calls,
+            gpa: rule.gpa,
+            vcpu: rule.vcpu,
+        };
+        let action = spec::parse(&rule.r#do).map_err(|source| TomlError::Rule {
+            path: path(),
+            rule: number,
+            source,
+        })?;
+        Ok(Rule { when, action })
+    });
+    let rules = rules.collect::<Result<_, _>>()?;
+    Ok(Policy { name: file.name.unwrap_or_else(path), rules })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn error(text: &str) -> String {
+        let error = parse("p.toml", text).expect_err(text);
+        let source = std::error::Error::source(&error).map(ToString::to_string);
+        format!("{error}: {}", source.unwrap_or_default())
+    }
+
+    #[test]
+    fn rules_are_read_in_order() {
+        let text = r#"
+            schema = "mapgpa.policy/1"
+            name = "n"
+            [[rule]]
+            direction = "to-shared"
+            calls = [2, 3]
+            gpa = [0x1000, 0x2000]
+            vcpu = 1
+            do = "r11=below"
+            [[rule]]
+            do = "chunk=4K"
+        "#;
+        let policy = parse("p.toml", text).expect("a policy");
+        assert_eq!((policy.name.as_str(), policy.rules.len()), ("n", 2));
+        assert_eq!(policy.rules[0].when.calls, Some((2, 3)));
+        assert_eq!(policy.rules[1].when, Conditions::default());
+    }
+
+    #[test]
+    fn what_is_wrong_is_named() {
+        let rule = |rest: &str| format!("schema = \"mapgpa.policy/1\"\n[[rule]]\n{rest}");
+        assert!(error("schema = \"x\"").contains("expected \"mapgpa.policy/1\""));
+        assert!(error("schema = \"mapgpa.policy/1\"").contains("at least one"));
+        assert!(error(&rule("do = \"complete\"\ncall = 3")).contains("unknown field `call`"));
+        assert!(error(&rule("do = \"chunk=1\"")).contains("rule 1: policy \"chunk=1\": at char"));
+        assert!(error(&rule("do = \"complete\"\ncalls = [3, 2]")).contains("calls = [3, 2]"));
+        assert!(error(&rule("do = \"complete\"\ncalls = [0, 2]")).contains("from 1"));
+        assert!(error("[").contains("p.toml"));
+    }
+}

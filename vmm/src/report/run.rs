@@ -1,0 +1,184 @@
+//! The report of one run: the object of `--format json` (docs/schemas/run.schema.json).
+
+use mapgpa_abi::Direction;
+use serde::Serialize;
+
+use crate::engine::{Conversation, Ending};
+use crate::judge::{Class, GuestResult, Violation};
+
+/// The version of the run object.
+pub const SCHEMA: &str = "mapgpa.run/1";
+
+/// The verdict of a case.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Verdict {
+    /// The policy showed, and no check failed.
+    Pass,
+    /// A check failed.
+    Fail,
+    /// What the policy is about never occurred, so that the run shows nothing.
+    NotExercised,
+    /// The run could not be done.
+    Error,
+}
+
+/// How a conversation ended, in reports.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Outcome {
+    /// The guest took it for done.
+    Completed,
+    /// The guest gave up.
+    GaveUp,
+    /// The run ended first.
+    NeverReturned,
+}
+
+/// One conversation.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct ConversationRow {
+    /// Start, GPA in bytes without the shared bit, as hexadecimal text.
+    pub gpa: String,
+    /// Size in bytes.
+    pub size: u64,
+    /// `shared` or `private`.
+    pub to: &'static str,
+    /// Requests.
+    pub requests: u64,
+    /// Replies RETRY.
+    pub retries: u64,
+    /// Replies without progress.
+    pub no_progress: u64,
+    /// How it ended.
+    pub outcome: Outcome,
+    /// Where the guest gave up: the first page that was not converted, as hexadecimal text.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub at: Option<String>,
+}
+
+impl ConversationRow {
+    /// The row of a conversation.
+    #[must_use]
+    pub fn new(conversation: &Conversation, ending: Ending) -> Self {
+        let (outcome, at) = match ending {
+            Ending::Completed => (Outcome::Completed, None),
+            Ending::GaveUp(at) => (Outcome::GaveUp, at),
+            Ending::NeverReturned => (Outcome::NeverReturned, None),
+        };
+        Self {
+            gpa: format!("{:#x}", conversation.pages.gpa()),
+            size: conversation.pages.count * mapgpa_abi::PAGE_SIZE,
+            to: match conversation.to {
+                Direction::ToShared => "shared",
+                Direction::ToPrivate => "private",
+            },
+            requests: conversation.requests,
+            retries: conversation.retries,
+            no_progress: conversation.no_progress,
+            outcome,
+            at: at.map(|at| format!("{at:#x}")),
+        }
+    }
+}
+
+/// Sums over a run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+pub struct Totals {
+    /// MapGPA calls.
+    pub calls: u64,
+    /// Replies RETRY.
+    pub retries: u64,
+    /// Replies RETRY without progress.
+    pub no_progress: u64,
+    /// Pages converted to shared.
+    pub pages_to_shared: u64,
+    /// Pages converted to private.
+    pub pages_to_private: u64,
+    /// Pages accepted.
+    pub pages_accepted: u64,
+    /// Exits of all vCPUs to the VMM; on `hosted` the TDCALLs.
+    pub exits: u64,
+    /// Nanoseconds spent answering MapGPA.
+    pub handler_ns: u64,
+    /// The longest of them.
+    pub max_call_ns: u64,
+    /// Nanoseconds from the start of the run to its end.
+    pub wall_ns: u64,
+}
+
+/// The versions behind a run.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Host {
+    /// Version of mapgpa.
+    pub mapgpa: &'static str,
+    /// Version of the host's kernel.
+    pub kernel: String,
+}
+
+impl Host {
+    /// This host.
+    #[must_use]
+    pub fn this() -> Self {
+        let kernel = nix::sys::utsname::uname()
+            .map(|name| name.release().to_string_lossy().into_owned())
+            .unwrap_or_default();
+        Self { mapgpa: env!("CARGO_PKG_VERSION"), kernel }
+    }
+}
+
+/// One run.
+#[derive(Debug, Clone, Serialize)]
+pub struct RunReport {
+    /// [`SCHEMA`].
+    pub schema: &'static str,
+    /// The guest's name, or the file's.
+    pub guest: String,
+    /// The policy's name.
+    pub policy: String,
+    /// The class of the case, by the replies given.
+    pub class: Class,
+    /// `emulated`, `tdx` or `hosted`.
+    pub backend: &'static str,
+    /// `direct`.
+    pub front_end: &'static str,
+    /// `alias`, or `none` where there is no memory behind it.
+    pub memory_model: &'static str,
+    /// Guest-physical address width in bits.
+    pub gpaw: u32,
+    /// Seed of the policy's draws.
+    pub seed: u64,
+    /// `to-shared`, `to-private` or `round-trip`.
+    pub direction: &'static str,
+    /// Bytes converted each way.
+    pub range: u64,
+    /// Whether the same command gives the same calls and replies.
+    pub reproducible: bool,
+    /// The verdict.
+    pub verdict: Verdict,
+    /// How the guest ended.
+    pub guest_result: GuestResult,
+    /// Checks that failed.
+    pub violations: Vec<Violation>,
+    /// What is worth reporting beside.
+    pub notes: Vec<String>,
+    /// Checks that could not be made here.
+    pub checks_off: Vec<&'static str>,
+    /// The guest's conversations, in order of their end.
+    pub conversations: Vec<ConversationRow>,
+    /// Sums.
+    pub totals: Totals,
+    /// Versions.
+    pub host: Host,
+}
+
+impl RunReport {
+    /// The names of the checks that failed, each once, in order of their list.
+    #[must_use]
+    pub fn failed_checks(&self) -> Vec<crate::judge::Check> {
+        let mut checks: Vec<_> = self.violations.iter().map(|violation| violation.check).collect();
+        checks.sort_unstable();
+        checks.dedup();
+        checks
+    }
+}

@@ -1,0 +1,159 @@
+//! Reports for people: a run, and what a policy says.
+
+use std::io::{self, Write};
+
+use mapgpa_abi::Direction;
+use mapgpa_abi::tdcall::status;
+
+use super::{RunReport, Verdict};
+use crate::engine::Call;
+use crate::explain::Explained;
+use crate::units::{show_nanos, show_size};
+
+/// Conversations listed of a run; the JSON has more.
+const ROWS: usize = 12;
+
+/// Writes the report of a run.
+///
+/// # Errors
+/// The output cannot be written.
+pub fn run(out: &mut impl Write, report: &RunReport) -> io::Result<()> {
+    let verdict = match report.verdict {
+        Verdict::Pass => "PASS",
+        Verdict::Fail => "FAIL",
+        Verdict::NotExercised => "NOT EXERCISED",
+        Verdict::Error => "ERROR",
+    };
+    let class = format!("{:?}", report.class).to_lowercase();
+    let result = format!("{:?}", report.guest_result).to_lowercase();
+    writeln!(
+        out,
+        "{verdict}  {} under {} ({class}), {} {}, {} with GPAW {}; the guest's result: {result}",
+        report.guest,
+        report.policy,
+        report.direction,
+        show_size(report.range),
+        report.backend,
+        report.gpaw
+    )?;
+    if report.verdict == Verdict::NotExercised {
+        writeln!(out, "  what the policy is about never occurred: the run shows nothing")?;
+    }
+    for violation in &report.violations {
+        let gpa = violation.gpa.map(|gpa| format!(" at {gpa:#x}")).unwrap_or_default();
+        writeln!(
+            out,
+            "  {:<20} call {}{gpa}: {}",
+            violation.check.to_string(),
+            violation.call,
+            violation.detail
+        )?;
+    }
+    for note in &report.notes {
+        writeln!(out, "  note: {note}")?;
+    }
+    for check in &report.checks_off {
+        writeln!(out, "  not checked here: {check} (`mapgpa host` says why)")?;
+    }
+    if !report.conversations.is_empty() {
+        writeln!(
+            out,
+            "  conversation          size  to       requests  retries  no progress  outcome"
+        )?;
+    }
+    for row in report.conversations.iter().take(ROWS) {
+        let outcome = format!("{:?}", row.outcome);
+        let at = row.at.as_ref().map(|at| format!(" at {at}")).unwrap_or_default();
+        writeln!(
+            out,
+            "  {:<18} {:>7}  {:<7} {:>9}  {:>7}  {:>11}  {}{at}",
+            row.gpa,
+            show_size(row.size),
+            row.to,
+            row.requests,
+            row.retries,
+            row.no_progress,
+            match outcome.as_str() {
+                "Completed" => "completed",
+                "GaveUp" => "gave up",
+                _ => "never returned",
+            }
+        )?;
+    }
+    if report.conversations.len() > ROWS {
+        writeln!(out, "  ... and {} more conversations", report.conversations.len() - ROWS)?;
+    }
+    let totals = &report.totals;
+    writeln!(
+        out,
+        "  {} calls, {} retries, {} without progress; {} pages shared, {} private, {} accepted; \
+         {} exits; {} in the handler, longest call {}, {} in all",
+        totals.calls,
+        totals.retries,
+        totals.no_progress,
+        totals.pages_to_shared,
+        totals.pages_to_private,
+        totals.pages_accepted,
+        totals.exits,
+        show_nanos(totals.handler_ns),
+        show_nanos(totals.max_call_ns),
+        show_nanos(totals.wall_ns)
+    )
+}
+
+/// Writes what a policy says, at most `limit` calls of it.
+///
+/// # Errors
+/// The output cannot be written.
+pub fn explain(out: &mut impl Write, explained: &Explained, limit: usize) -> io::Result<()> {
+    let calls = &explained.calls;
+    writeln!(
+        out,
+        "{:>6}  {:<8} {:>18} {:>8} {:>9}  reply",
+        "call", "to", "gpa", "size", "converted"
+    )?;
+    let head = if calls.len() > limit { limit.div_ceil(2) } else { calls.len() };
+    let tail = calls.len().saturating_sub(limit - head.min(limit)).max(head);
+    for call in &calls[..head] {
+        explain_call(out, call)?;
+    }
+    if tail > head {
+        writeln!(out, "        ... {} more calls", tail - head)?;
+    }
+    for call in &calls[tail..] {
+        explain_call(out, call)?;
+    }
+    let class = format!("{:?}", explained.class).to_lowercase();
+    let retries = calls.iter().filter(|call| call.status == status::RETRY).count();
+    writeln!(out, "{} calls, {retries} of them answered RETRY; class {class}", calls.len())?;
+    if !explained.ended {
+        writeln!(out, "a guest that does all that it is told never gets through")?;
+    }
+    if !explained.exercised {
+        writeln!(out, "with this range and direction, what the policy is about never occurs")?;
+    }
+    Ok(())
+}
+
+fn explain_call(out: &mut impl Write, call: &Call) -> io::Result<()> {
+    let to = match call.to {
+        Direction::ToShared => "shared",
+        Direction::ToPrivate => "private",
+    };
+    let reply = match call.status {
+        status::SUCCESS => "SUCCESS".to_owned(),
+        status::RETRY => format!("RETRY            R11 {:#x}", call.r11),
+        status::INVALID_OPERAND => format!("INVALID_OPERAND  R11 {:#x}", call.r11),
+        status::GPA_INUSE => format!("GPA_INUSE        R11 {:#x}", call.r11),
+        status::ALIGN_ERROR => format!("ALIGN_ERROR      R11 {:#x}", call.r11),
+        other => format!("{other:#x}"),
+    };
+    writeln!(
+        out,
+        "{:>6}  {to:<8} {:>#18x} {:>8} {:>9}  {reply}",
+        call.call,
+        call.raw_gpa,
+        show_size(call.size),
+        show_size(call.converted * mapgpa_abi::PAGE_SIZE)
+    )
+}
