@@ -110,7 +110,7 @@ fn load_segment(segment: &Segment, elf: &[u8], ram: &Ram) -> Result<u64, ImageEr
     let first = start / PAGE_SIZE;
     ram.populate(Pages { first, count: (start + size).div_ceil(PAGE_SIZE) - first });
     ram.write(start, bytes)?;
-    if segment.p_flags(LittleEndian) & PF_X == 0 {
+    if !is_executable(segment) {
         return Ok(0);
     }
     let mut found = 0;
@@ -133,7 +133,7 @@ fn find(bytes: &[u8], needle: &[u8; 4]) -> Option<usize> {
 fn vectors(segment: &Segment, elf: &[u8]) -> Result<Option<u64>, ImageError> {
     let Some(mut notes) = segment.notes(LittleEndian, elf)? else { return Ok(None) };
     while let Some(note) = notes.next()? {
-        if note.name_bytes() == NOTE_NAME && note.n_type(LittleEndian) == NOTE_VECTORS {
+        if note.name_bytes() == NOTE_NAME && note.n_type(LittleEndian).0 == NOTE_VECTORS {
             let address = note.desc().try_into().map_err(|_| ImageError::Note)?;
             return Ok(Some(u64::from_le_bytes(address)));
         }
@@ -141,12 +141,16 @@ fn vectors(segment: &Segment, elf: &[u8]) -> Result<Option<u64>, ImageError> {
     Ok(None)
 }
 
+fn is_executable(segment: &Segment) -> bool {
+    segment.p_flags(LittleEndian) & PF_X == PF_X
+}
+
 /// Whether `size` bytes at `address` lie in an executable segment.
 fn is_code(segments: &[Segment], address: u64, size: u64) -> bool {
     segments.iter().any(|segment| {
         let start = segment.p_vaddr(LittleEndian);
         segment.p_type(LittleEndian) == PT_LOAD
-            && segment.p_flags(LittleEndian) & PF_X != 0
+            && is_executable(segment)
             && address
                 .checked_sub(start)
                 .is_some_and(|offset| offset.saturating_add(size) <= segment.p_memsz(LittleEndian))

@@ -1,6 +1,7 @@
 //! Guest memory on the host: for each region of RAM two mappings, one behind each alias.
 //!
 //! Both are anonymous and reserve nothing, so that memory costs what is touched of it.
+#![allow(unsafe_code, reason = "madvise of guest memory")]
 
 use std::io;
 

@@ -73,6 +73,14 @@ pub enum EmulatedError {
     },
 }
 
+impl EmulatedError {
+    /// Whether the user's ELF file is at fault, rather than this host.
+    #[must_use]
+    pub const fn is_bad_image(&self) -> bool {
+        matches!(self, Self::Image(_))
+    }
+}
+
 /// The GPAW that a guest gets unless the user says otherwise: 48 where guests' physical addresses
 /// are that wide, else as wide as they are.
 ///

@@ -1,5 +1,6 @@
 //! A signal to the calling thread every 50 ms, which makes KVM_RUN return: so a vCPU that never
 //! exits sees the deadline and Ctrl-C, without a thread that watches it.
+#![allow(unsafe_code, reason = "POSIX timers")]
 
 use std::io;
 use std::mem::MaybeUninit;

@@ -1,5 +1,6 @@
 //! userfaultfd in missing mode: the host tells us when a page that is not there is touched, and
 //! waits until we put one there (Linux, Documentation/admin-guide/mm/userfaultfd.rst).
+#![allow(unsafe_code, reason = "system calls that no crate wraps")]
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};

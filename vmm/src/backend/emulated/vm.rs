@@ -1,4 +1,5 @@
 //! The VM: what this host's KVM offers, a VM with its memory, and vCPUs ready to run at CPL 3.
+#![allow(unsafe_code, reason = "KVM_SET_USER_MEMORY_REGION")]
 
 use std::os::raw::c_int;
 use std::sync::OnceLock;
