@@ -32,3 +32,194 @@ fn contents_are_lost_at_conversion_and_zero_after_accept() {
     assert_eq!(seen.touches, []);
     assert_eq!(seen.exits, [(0, true)]);
 }
+
+#[test]
+fn pages_in_the_target_state_keep_their_contents() {
+    if !kvm() {
+        return;
+    }
+    let script = Script::new()
+        .fill(Alias::Private, GPA, 512, K4)
+        .convert(GPA, 1, 0, M2, false)
+        .check(Alias::Private, GPA, 512, K4)
+        .convert(GPA, 1, 0, M2, true)
+        .fill(Alias::Shared, GPA, 512, K4)
+        .convert(GPA, 1, 0, M2, true)
+        .convert(GPA, 2, K4, K4, true)
+        .check(Alias::Shared, GPA, 512, K4);
+    let seen = Probe::default().run(&[script]);
+    assert_eq!(seen.data, [1, 0, 512, 1, 1, 2, 0, 512]);
+    assert_eq!(seen.touches, []);
+}
+
+#[test]
+fn a_page_alone_is_converted_alone() {
+    if !kvm() {
+        return;
+    }
+    let page = GPA + 7 * K4;
+    let script = Script::new()
+        .fill(Alias::Private, GPA, 512, K4)
+        .convert(page, 1, 0, K4, true)
+        .check(Alias::Private, GPA, 7, K4)
+        .check(Alias::Private, page + K4, 504, K4)
+        .check(Alias::Shared, page, 1, K4);
+    let seen = Probe::default().run(&[script]);
+    assert_eq!(seen.data, [1, 0, 7, 0, 504, 1, 0]);
+    assert_eq!(seen.touches, []);
+}
+
+#[test]
+fn pages_can_be_shared_from_the_start() {
+    if !kvm() {
+        return;
+    }
+    let probe =
+        Probe { shared: Some(mapgpa::pagemap::Pages::of_bytes(GPA, M2)), ..Probe::default() };
+    let script = Script::new()
+        .fill(Alias::Shared, GPA, 512, K4)
+        .check(Alias::Shared, GPA, 512, K4)
+        .convert(GPA, 1, 0, M2, false)
+        .accept(GPA, 512, K4, 0)
+        .check(Alias::Private, GPA, 512, K4);
+    let seen = probe.run(&[script]);
+    assert_eq!(seen.data, [0, 512, 1, 512, 512, 0]);
+    assert_eq!(seen.touches, []);
+}
+
+#[test]
+fn the_wrong_alias_is_caught_with_its_gpa_in_both_directions() {
+    if !kvm_and_userfaultfd() {
+        return;
+    }
+    let bit = shared_bit();
+    let script = Script::new()
+        // Private, through the shared alias, beside what is ever converted and in it.
+        .read(Alias::Shared, GPA + 3 * M2 + 5 * K4)
+        .read(Alias::Shared, GPA + 8)
+        .convert(GPA, 1, 0, M2, true)
+        .write(Alias::Shared, GPA + 6 * K4, 1)
+        // Shared, through the private alias: a write and a read.
+        .write(Alias::Private, GPA + 2 * K4, 42)
+        .read(Alias::Private, GPA + 511 * K4)
+        .convert(GPA, 1, 0, M2, false)
+        .accept(GPA, 1, 0, 1)
+        // What was written through the wrong alias is gone.
+        .read(Alias::Private, GPA + 2 * K4)
+        .read(Alias::Shared, GPA + 6 * K4);
+    let seen = Probe::default().run(&[script]);
+    assert_eq!(
+        seen.touches,
+        [
+            ((GPA + 3 * M2 + 5 * K4) | bit, Alias::Shared, PrivateAccepted),
+            (GPA | bit, Alias::Shared, PrivateAccepted),
+            (GPA + 2 * K4, Alias::Private, Shared),
+            (GPA + 511 * K4, Alias::Private, Shared),
+            ((GPA + 6 * K4) | bit, Alias::Shared, PrivateAccepted),
+        ]
+    );
+    assert_eq!(seen.data, [0, 0, 1, 0, 1, 1, 0, 0], "the guest goes on");
+    assert_eq!(seen.exits, [(0, true)]);
+}
+
+#[test]
+fn access_before_accept_is_caught() {
+    if !kvm_and_userfaultfd() {
+        return;
+    }
+    let script = Script::new()
+        .convert(GPA, 1, 0, M2, true)
+        .convert(GPA, 1, 0, M2, false)
+        .accept(GPA, 100, K4, 0)
+        .fill(Alias::Private, GPA, 100, K4)
+        .write(Alias::Private, GPA + 100 * K4, 1)
+        .accept(GPA + 100 * K4, 412, K4, 0)
+        .read(Alias::Private, GPA + 100 * K4)
+        .check(Alias::Private, GPA, 512, K4);
+    let seen = Probe::default().run(&[script]);
+    assert_eq!(seen.touches, [(GPA + 100 * K4, Alias::Private, PrivatePending)]);
+    assert_eq!(seen.data, [1, 1, 100, 412, 0, 412, 100], "accept clears what was written before");
+}
+
+#[test]
+fn a_run_can_stop_at_a_violation() {
+    if !kvm_and_userfaultfd() {
+        return;
+    }
+    let probe = Probe { stop_at_touch: true, ..Probe::default() };
+    let seen = probe.run(&[Script::new().read(Alias::Shared, GPA).read(Alias::Shared, GPA + K4).spin()]);
+    assert_eq!(seen.touches, [(GPA | shared_bit(), Alias::Shared, PrivateAccepted)]);
+    assert_eq!(seen.timeouts, 0);
+    assert_eq!(seen.exits, []);
+}
+
+#[test]
+fn alternating_pages_of_2m_behave_and_are_watched() {
+    if !kvm_and_userfaultfd() {
+        return;
+    }
+    let odd = GPA + K4;
+    let script = Script::new()
+        .fill(Alias::Private, GPA, 512, K4)
+        .convert(GPA, 256, 2 * K4, K4, true)
+        .fill(Alias::Shared, GPA, 256, 2 * K4)
+        .check(Alias::Shared, GPA, 256, 2 * K4)
+        .check(Alias::Private, odd, 256, 2 * K4)
+        // Wrong both ways, in the midst of them.
+        .read(Alias::Private, GPA + 100 * K4)
+        .read(Alias::Shared, GPA + 101 * K4)
+        .convert(GPA, 256, 2 * K4, K4, false)
+        .accept(GPA, 256, 2 * K4, 0)
+        .check(Alias::Private, GPA, 512, K4);
+    let seen = Probe::default().run(&[script]);
+    assert_eq!(
+        seen.touches,
+        [
+            (GPA + 100 * K4, Alias::Private, Shared),
+            ((GPA + 101 * K4) | shared_bit(), Alias::Shared, PrivateAccepted),
+        ]
+    );
+    assert_eq!(seen.data, [256, 0, 256, 0, 256, 0, 0, 256, 256, 256, 256]);
+}
+
+#[test]
+fn alternating_pages_of_1g_do_not_run_out_of_mappings() {
+    if !kvm_and_userfaultfd() {
+        return;
+    }
+    const PAGES: u64 = 1 << 17;
+    let last = GPA + (PAGES * 2 - 2) * K4;
+    let probe = Probe { memory: 2 << 30, timeout: std::time::Duration::from_secs(120), ..Probe::default() };
+    let script = Script::new()
+        .convert(GPA, PAGES, 2 * K4, K4, true)
+        .fill(Alias::Shared, GPA, 1000, 2 * K4)
+        .check(Alias::Shared, GPA, 1000, 2 * K4)
+        .write(Alias::Shared, last, 1)
+        .write(Alias::Private, last + K4, 1)
+        .read(Alias::Private, last);
+    let seen = probe.run(&[script]);
+    assert_eq!(seen.data, [PAGES, 0, 1000, 0]);
+    assert_eq!(seen.touches, [(last, Alias::Private, Shared)]);
+}
+
+#[test]
+fn memory_above_the_hole_has_both_aliases() {
+    if !kvm_and_userfaultfd() {
+        return;
+    }
+    let high = (4 << 30) + M2;
+    let probe = Probe { memory: (3 << 30) + (8 << 20), ..Probe::default() };
+    let script = Script::new()
+        .fill(Alias::Private, high, 512, K4)
+        .check(Alias::Private, high, 512, K4)
+        .convert(high, 1, 0, M2, true)
+        .fill(Alias::Shared, high, 512, K4)
+        .check(Alias::Shared, high, 512, K4)
+        .read(Alias::Private, high + K4)
+        // The hole, and what lies beyond memory, can be converted; nothing is behind it.
+        .convert(3 << 30, 1, 0, M2, true)
+        .convert(8 << 30, 1, 0, M2, true);
+    let seen = probe.run(&[script]);
+    assert_eq!(seen.data, [0, 512, 1, 0, 512, 0, 1, 1]);
+    assert_eq!(seen.touches, [(high + K4, Alias::Private, Shared)]);
+}

@@ -1,6 +1,6 @@
 //! What tests on a VM share: whether there is KVM, the probe's scripts, and a record of events.
 
-#![allow(dead_code, reason = "each test binary uses a part of it")]
+#![allow(dead_code, unreachable_pub, reason = "each test binary uses a part of it")]
 
 use std::time::Duration;
 

@@ -7,7 +7,9 @@
 mod alias;
 mod boot;
 mod fault;
+pub mod floor;
 mod image;
+mod kernel_mode;
 mod memory;
 mod tables;
 mod tick;
@@ -20,6 +22,7 @@ use std::time::Instant;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
 pub use image::ImageError;
+pub use kernel_mode::{KernelMode, kernel_mode};
 pub use memory::SetupError;
 pub use vm::VmError;
 
@@ -88,6 +91,36 @@ impl EmulatedError {
 /// There is no usable KVM here.
 pub fn default_gpaw() -> Result<u32, EmulatedError> {
     Ok(Host::get()?.address_bits().min(48))
+}
+
+/// What the host's KVM says of itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct KvmFacts {
+    /// KVM_GET_API_VERSION.
+    pub api: i32,
+    /// KVM_CAP_VM_TYPES: a bit for each type of VM.
+    pub vm_types: u32,
+    /// Physical address bits of a guest.
+    pub address_bits: u32,
+    /// KVM_CAP_GUEST_MEMFD and KVM_CAP_MEMORY_ATTRIBUTES, for some type of VM.
+    pub guest_memfd: bool,
+}
+
+/// Asks KVM what it is.
+///
+/// # Errors
+/// There is no usable KVM here.
+pub fn kvm_facts() -> Result<KvmFacts, EmulatedError> {
+    let host = Host::get()?;
+    let extension = |cap| host.kvm().check_extension_raw(u64::from(cap));
+    let memfd = extension(kvm_bindings::KVM_CAP_GUEST_MEMFD) > 0
+        && extension(kvm_bindings::KVM_CAP_MEMORY_ATTRIBUTES) > 0;
+    Ok(KvmFacts {
+        api: host.kvm().get_api_version(),
+        vm_types: extension(kvm_bindings::KVM_CAP_VM_TYPES).cast_unsigned(),
+        address_bits: host.address_bits(),
+        guest_memfd: memfd,
+    })
 }
 
 /// Whether forbidden accesses can be caught here.

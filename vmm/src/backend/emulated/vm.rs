@@ -77,6 +77,21 @@ impl Host {
         Ok(Self { kvm, cpuid })
     }
 
+    /// What guests here can be told by CPUID.
+    pub(super) const fn cpuid(&self) -> &CpuId {
+        &self.cpuid
+    }
+
+    /// The host's KVM.
+    pub(super) const fn kvm(&self) -> &Kvm {
+        &self.kvm
+    }
+
+    /// Creates a VM without memory or vCPUs.
+    pub(super) fn create_vm(&self) -> Result<VmFd, VmError> {
+        self.kvm.create_vm().map_err(failed("KVM_CREATE_VM"))
+    }
+
     /// Physical address bits of a guest: CPUID 0x8000_0008 EAX\[7:0\].
     pub(super) fn address_bits(&self) -> u32 {
         let leaf = self.cpuid.as_slice().iter().find(|entry| entry.function == 0x8000_0008);
@@ -119,7 +134,7 @@ impl<'a> Vm<'a> {
             .write_slice(&tables.bytes, 0)
             .map_err(|_| SetupError::Outside { gpa: tables::base(), size })?;
 
-        let fd = host.kvm.create_vm().map_err(failed("KVM_CREATE_VM"))?;
+        let fd = host.create_vm()?;
         let mut slots = vec![(tables::base(), &tables_memory)];
         for region in ram.regions() {
             slots.push((region.pages.gpa(), region.mapping(Alias::Private)));
