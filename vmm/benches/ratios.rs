@@ -7,6 +7,7 @@
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
+use mapgpa::backend::emulated::floor::Answer;
 use mapgpa::backend::hosted::HostedMemory;
 use mapgpa::backend::{Setup, emulated};
 use mapgpa::case::{Backend, Case, GuestSource};
@@ -86,7 +87,8 @@ fn real(setup: &Setup<'_>, gpaw: u32, chunk: u64) -> f64 {
 }
 
 fn floor(setup: &Setup<'_>, gpaw: u32, chunk: u64, punch: bool) -> f64 {
-    let floor = emulated::floor::calls(setup, gpaw, chunk, punch).expect("a VM");
+    let answer = |r12, r13| Answer::chunk(r12, r13, chunk, punch);
+    let floor = emulated::floor::calls(setup, gpaw, answer).expect("a VM");
     per_call(floor.calls, floor.time)
 }
 
@@ -107,13 +109,7 @@ struct Bench {
 
 impl Bench {
     /// Runs both in turns, and prints the medians and the median of the ratios of neighbours.
-    fn compare(
-        &mut self,
-        what: &str,
-        limit: f64,
-        real: impl Fn() -> f64,
-        floor: impl Fn() -> f64,
-    ) {
+    fn compare(&mut self, what: &str, limit: f64, real: impl Fn() -> f64, floor: impl Fn() -> f64) {
         let (mut reals, mut floors, mut ratios) = (Vec::new(), Vec::new(), Vec::new());
         for _ in 0..ROUNDS {
             let (one, other) = (real(), floor());
@@ -123,7 +119,13 @@ impl Bench {
         }
         let ratio = median(ratios);
         let (real, floor) = (median(reals) / 1e3, median(floors) / 1e3);
-        self.line(what, &format!("{real:9.2} us  floor {floor:9.2} us"), ratio, limit, ratio <= limit);
+        self.line(
+            what,
+            &format!("{real:9.2} us  floor {floor:9.2} us"),
+            ratio,
+            limit,
+            ratio <= limit,
+        );
     }
 
     fn line(&mut self, what: &str, measured: &str, ratio: f64, limit: f64, good: bool) {
@@ -156,8 +158,7 @@ fn vms(bench: &mut Bench, gpaw: u32) {
         || real(&hole, gpaw, PAGE_SIZE),
         || floor(&hole, gpaw, PAGE_SIZE, false),
     );
-    for (chunk, chunks, limit) in
-        [(4 << 10, 2048, 2.0), (64 << 10, 512, 1.4), (2 << 20, 128, 1.15)]
+    for (chunk, chunks, limit) in [(4 << 10, 2048, 2.0), (64 << 10, 512, 1.4), (2 << 20, 128, 1.15)]
     {
         let size = chunk * chunks;
         let ram = setup(RAM_GPA, size, size / PAGE_SIZE);

@@ -8,7 +8,7 @@ use mapgpa_abi::{Direction, PAGE_SIZE_1G};
 use mapgpa_guests::Guest;
 
 use crate::backend::{End, Setup, emulated, hosted};
-use crate::engine::Settings;
+use crate::engine::{EventSink, Settings};
 use crate::judge::{Judge, Rules};
 use crate::memory::MemoryError;
 use crate::pagemap::Pages;
@@ -108,7 +108,7 @@ const MEMORY_MIN: u64 = 32 << 20;
 const MEMORY_MAX: u64 = 1 << 40;
 /// The most vCPUs of a guest test.
 pub const VCPUS_MAX: usize = 16;
-/// Pages touched of a range after its conversion.
+/// Pages touched of a range before and after its conversion, where it is judged only.
 const TOUCHED: u64 = 16;
 
 /// A case that cannot be run as asked.
@@ -301,12 +301,41 @@ impl Case {
         }
     }
 
-    /// Runs the case, which has been checked.
+    /// Runs the case, which has been checked, and judges it.
     ///
     /// # Errors
     /// The run could not begin.
     pub fn run(&self) -> Result<Ran, RunError> {
-        let span = self.span();
+        let trace = match &self.trace {
+            Some(path) => Some(Trace::create(path).map_err(|source| trace_error(path, source))?),
+            None => None,
+        };
+        let recorder = Recorder::new(self.judge(), trace);
+        let started = Instant::now();
+        let end = self.run_into(recorder, TOUCHED)?;
+        let wall = started.elapsed();
+        let record = end.sink.finish().map_err(|source| {
+            trace_error(self.trace.as_deref().unwrap_or(Path::new("")), source)
+        })?;
+        Ok(self.ran(record, end.exits, end.interrupted, end.checks_off, end.error, wall))
+    }
+
+    /// A judge of this case's runs.
+    #[must_use]
+    pub fn judge(&self) -> Judge {
+        Judge::new(self.rules, self.policy.is_special())
+    }
+
+    /// Runs the case, which has been checked, with its events going to `sink`; the guest touches
+    /// `touch` pages of each range before and after its conversion.
+    ///
+    /// # Errors
+    /// The run could not begin; what fails later is in [`End::error`].
+    pub fn run_into<S: EventSink + Send>(
+        &self,
+        sink: S,
+        touch: u64,
+    ) -> Result<End<S, RunError>, RunError> {
         let settings = Settings {
             policy: self.policy.clone(),
             seed: self.seed,
@@ -314,11 +343,22 @@ impl Case {
             vcpus: self.vcpus,
             timing: true,
         };
+        let setup = self.setup(touch);
+        Ok(match self.backend {
+            Backend::Emulated => flatten(emulated::run(&setup, settings, sink)?),
+            Backend::Hosted => flatten(hosted::run(&setup, settings, sink)?),
+        })
+    }
+
+    /// The guest and its machine, as [`Case::run_into`] sets them up.
+    #[must_use]
+    pub fn setup(&self, touch: u64) -> Setup<'_> {
+        let span = self.span();
         let (guest, image) = match &self.guest {
             GuestSource::BuiltIn(guest) => (guest.index(), emulated::GUESTS_IMAGE),
             GuestSource::Elf { image, .. } => (0, image.as_slice()),
         };
-        let setup = Setup {
+        Setup {
             image,
             params: Params {
                 guest,
@@ -329,28 +369,12 @@ impl Case {
                 bound: self.bound,
                 guest_chunk: self.guest_chunk,
                 vcpus: self.vcpus as u64,
-                touch: TOUCHED,
+                touch,
             },
             memory: self.memory(),
             shared: (self.plan == Plan::One(Direction::ToPrivate)).then_some(span),
             timeout: self.timeout,
-        };
-        let trace = match &self.trace {
-            Some(path) => Some(Trace::create(path).map_err(|source| trace_error(path, source))?),
-            None => None,
-        };
-        let judge = Judge::new(self.rules, self.policy.is_special());
-        let recorder = Recorder::new(judge, trace);
-        let started = Instant::now();
-        let end = match self.backend {
-            Backend::Emulated => flatten(emulated::run(&setup, settings, recorder)?),
-            Backend::Hosted => flatten(hosted::run(&setup, settings, recorder)?),
-        };
-        let wall = started.elapsed();
-        let record = end.sink.finish().map_err(|source| {
-            trace_error(self.trace.as_deref().unwrap_or(Path::new("")), source)
-        })?;
-        Ok(self.ran(record, end.exits, end.interrupted, end.checks_off, end.error, wall))
+        }
     }
 
     fn ran(
@@ -402,9 +426,9 @@ impl Case {
     }
 }
 
-fn flatten<E: Into<RunError>>(end: End<Recorder, E>) -> End<Recorder, RunError> {
-    let End { sink, exits, interrupted, checks_off, error } = end;
-    End { sink, exits, interrupted, checks_off, error: error.map(Into::into) }
+fn flatten<S, E: Into<RunError>>(end: End<S, E>) -> End<S, RunError> {
+    let End { sink, exits, work, interrupted, checks_off, error } = end;
+    End { sink, exits, work, interrupted, checks_off, error: error.map(Into::into) }
 }
 
 fn trace_error(path: &Path, source: std::io::Error) -> RunError {

@@ -8,6 +8,7 @@
 pub mod backend;
 pub mod case;
 pub mod cli;
+pub mod compare;
 pub mod engine;
 pub mod expect;
 pub mod explain;

@@ -18,6 +18,15 @@ pub struct MemoryError {
     pub source: std::io::Error,
 }
 
+/// What conversions cost the host in system calls.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct HostWork {
+    /// System calls that changed guest memory or what is caught of it.
+    pub calls: u64,
+    /// 4 KiB pages whose contents they dropped.
+    pub pages: u64,
+}
+
 /// The backing of both aliases of guest memory. The page map has changed already when it is called.
 pub trait Memory {
     /// The pages of `run` have been converted in direction `to`: contents are lost, and access

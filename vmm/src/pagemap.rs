@@ -211,6 +211,8 @@ trait Node: Sized {
     fn new_default() -> Self {
         Self::new(PageState::PrivateAccepted)
     }
+    /// The state of all that is below, where it takes no look further down.
+    fn state(&self) -> Option<PageState>;
     fn apply(&mut self, base: u64, walk: &mut Walk<'_>);
     fn scan(
         &self,
@@ -234,6 +236,10 @@ impl<T: Node> Node for Slot<T> {
         Self::Uniform(state)
     }
 
+    fn state(&self) -> Option<PageState> {
+        if let Self::Uniform(state) = self { Some(*state) } else { None }
+    }
+
     fn apply(&mut self, base: u64, walk: &mut Walk<'_>) {
         let part = walk.part(base, Self::PAGES);
         if let Self::Uniform(state) = *self {
@@ -255,6 +261,14 @@ impl<T: Node> Node for Slot<T> {
             node.apply(base + index as u64 * T::PAGES, walk);
             if walk.stopped.is_some() {
                 return;
+            }
+        }
+        // A table whose slots have come to the same state is one again. The two ends tell most of
+        // those apart that have not, so that this is no work for each call.
+        if let Some(state) = table[last].state() {
+            let same = |node: &T| node.state() == Some(state);
+            if same(&table[511]) && table.iter().all(same) {
+                *self = Self::Uniform(state);
             }
         }
     }
@@ -344,6 +358,10 @@ impl Node for Block {
 
     fn new(state: PageState) -> Self {
         Self::Uniform(state)
+    }
+
+    fn state(&self) -> Option<PageState> {
+        if let Self::Uniform(state) = self { Some(*state) } else { None }
     }
 
     fn apply(&mut self, base: u64, walk: &mut Walk<'_>) {

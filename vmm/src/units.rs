@@ -16,6 +16,7 @@ pub struct UnitError {
 
 const SIZE: &str = "a size such as 4K, 64K, 2M or 1G";
 const PAGES: &str = "a size that is a multiple of 4K and not 0, such as 4K, 64K, 2M or 1G";
+const LIMIT: &str = "a duration over 0, such as 100ms or 10s";
 const DURATION: &str = "a duration such as 200ns, 50us, 100ms or 10s";
 
 /// A size in bytes: a number, with K, M, G or T for powers of 1024; 0x for hexadecimal.
@@ -73,6 +74,18 @@ pub fn duration(text: &str) -> Result<Duration, UnitError> {
     let number: u64 = digits.parse().map_err(|_| error())?;
     let duration = Duration::from_nanos(number.checked_mul(nanos).ok_or_else(error)?);
     if duration > Duration::from_secs(86_400) { Err(error()) } else { Ok(duration) }
+}
+
+/// A duration over 0, at most a day.
+///
+/// # Errors
+/// The text is no such duration.
+pub fn time_limit(text: &str) -> Result<Duration, UnitError> {
+    let limit = duration(text)?;
+    if limit.is_zero() {
+        return Err(UnitError { expected: LIMIT, found: text.to_owned() });
+    }
+    Ok(limit)
 }
 
 /// A size for people: the largest unit that gives a whole number.

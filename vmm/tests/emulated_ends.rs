@@ -109,7 +109,8 @@ fn a_vcpu_that_crashes_ends_the_others() {
         return;
     }
     let begun = Instant::now();
-    let seen = Probe::default().run(&[Script::new().spin(), Script::new().ud2(), Script::new().barrier()]);
+    let seen =
+        Probe::default().run(&[Script::new().spin(), Script::new().ud2(), Script::new().barrier()]);
     assert_eq!((seen.crashes.len(), seen.timeouts), (1, 0));
     assert!(begun.elapsed() < Duration::from_secs(5));
 }

@@ -147,7 +147,8 @@ fn a_run_can_stop_at_a_violation() {
         return;
     }
     let probe = Probe { stop_at_touch: true, ..Probe::default() };
-    let seen = probe.run(&[Script::new().read(Alias::Shared, GPA).read(Alias::Shared, GPA + K4).spin()]);
+    let seen =
+        probe.run(&[Script::new().read(Alias::Shared, GPA).read(Alias::Shared, GPA + K4).spin()]);
     assert_eq!(seen.touches, [(GPA | shared_bit(), Alias::Shared, PrivateAccepted)]);
     assert_eq!(seen.timeouts, 0);
     assert_eq!(seen.exits, []);
@@ -189,7 +190,8 @@ fn alternating_pages_of_1g_do_not_run_out_of_mappings() {
     }
     const PAGES: u64 = 1 << 17;
     let last = GPA + (PAGES * 2 - 2) * K4;
-    let probe = Probe { memory: 2 << 30, timeout: std::time::Duration::from_secs(120), ..Probe::default() };
+    let probe =
+        Probe { memory: 2 << 30, timeout: std::time::Duration::from_secs(120), ..Probe::default() };
     let script = Script::new()
         .convert(GPA, PAGES, 2 * K4, K4, true)
         .fill(Alias::Shared, GPA, 1000, 2 * K4)

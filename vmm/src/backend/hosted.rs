@@ -17,7 +17,7 @@ use mapgpa_kit::Td;
 use super::{End, Rendezvous, Setup, Wake};
 use crate::engine::{Engine, Event, EventSink, Flow, Settings};
 use crate::interrupt;
-use crate::memory::{Memory, MemoryError};
+use crate::memory::{HostWork, Memory, MemoryError};
 use crate::pagemap::{PageMap, Pages};
 use crate::tdcall;
 
@@ -144,6 +144,7 @@ pub fn run<S: EventSink + Send>(
     Ok(End {
         sink: engine.end().1,
         exits: tdcalls,
+        work: HostWork::default(),
         interrupted: run.interrupted.into_inner(),
         checks_off: &[],
         error: run.error.into_inner().unwrap_or_else(PoisonError::into_inner),

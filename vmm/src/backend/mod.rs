@@ -11,6 +11,7 @@ use mapgpa_abi::params::Params;
 
 pub use rendezvous::{Rendezvous, Wake};
 
+use crate::memory::HostWork;
 use crate::pagemap::Pages;
 
 /// A guest test and the machine that it gets.
@@ -35,6 +36,8 @@ pub struct End<S, E> {
     pub sink: S,
     /// Exits to the VMM.
     pub exits: u64,
+    /// What its conversions cost the host, without those that set the run up.
+    pub work: HostWork,
     /// The user interrupted the run.
     pub interrupted: bool,
     /// Checks that could not be made, by name.

@@ -151,7 +151,7 @@ pub(super) struct CaseArgs {
     #[arg(long, default_value_t = 1)]
     pub(super) seed: u64,
     /// When the guest is ended at the latest
-    #[arg(long, value_parser = units::duration, default_value = "10s")]
+    #[arg(long, value_parser = units::time_limit, default_value = "10s")]
     pub(super) timeout: Duration,
     /// What a violation does to the run; endless retries always end it
     #[arg(long, value_enum, default_value_t)]

@@ -93,10 +93,37 @@ impl From<Found> for ExitCode {
     }
 }
 
+/// Help and version as clap prints them; what is wrong with the arguments in one line, like all that
+/// is wrong.
+fn usage(error: &clap::Error) -> ExitCode {
+    if !error.use_stderr() {
+        return match error.print() {
+            Err(source) if source.kind() != std::io::ErrorKind::BrokenPipe => ExitCode::from(4),
+            _ => ExitCode::SUCCESS,
+        };
+    }
+    let text = error.render().to_string();
+    if error.kind() == clap::error::ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
+        eprint!("{text}");
+        return ExitCode::from(2);
+    }
+    let lines: Vec<&str> = text
+        .lines()
+        .map(str::trim)
+        .take_while(|line| !line.starts_with("Usage:") && !line.starts_with("For more information"))
+        .filter(|line| !line.is_empty())
+        .collect();
+    eprintln!("mapgpa: {}", lines.join(" ").trim_start_matches("error: "));
+    ExitCode::from(2)
+}
+
 /// Runs the command line of this process.
 #[must_use]
 pub fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return usage(&error),
+    };
     let result = crate::interrupt::install()
         .map_err(|source| CliError::Io("cannot handle signals", source))
         .and_then(|()| match cli.command {

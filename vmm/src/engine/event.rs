@@ -156,6 +156,15 @@ pub enum Event<'a> {
         /// It is in that state because of a lie that the guest could not detect.
         lied: bool,
     },
+    /// The guest marked the begin of a conversation on the channel.
+    Begun {
+        /// Index of the vCPU.
+        vcpu: u32,
+        /// The range.
+        pages: Pages,
+        /// Direction.
+        to: Direction,
+    },
     /// A conversation ended.
     Closed {
         /// Which, and how it went.

@@ -151,7 +151,7 @@ impl<M: Memory, S: EventSink> Engine<M, S> {
                 let conversation =
                     Conversation { vcpu, pages, to, requests: 0, retries: 0, no_progress: 0 };
                 self.vcpus[vcpu as usize].open = Some(Open::new(conversation, true));
-                Flow::Continue
+                self.emit(&Event::Begun { vcpu, pages, to })
             }
             Message::End { success, accepted } => {
                 if self.vcpus[vcpu as usize].open.is_none() {
@@ -159,6 +159,7 @@ impl<M: Memory, S: EventSink> Engine<M, S> {
                 }
                 self.close(vcpu, Some((success, accepted)))
             }
+            Message::Use(_, Pages { count: 0, .. }) => self.odd("no pages were said to be used"),
             Message::Use(alias, pages) => self.emit(&Event::Use { pages, alias }),
             Message::Panic(text) => {
                 self.close(vcpu, Some((false, 0)));

@@ -171,6 +171,10 @@ impl<M: Memory, S: EventSink> Engine<M, S> {
         let decision = self.settings.policy.decide(&request, &context);
         let (converted, next) = self.perform(&request, decision.convert, decision.keep)?;
         let (code, r11, truth, special) = reply(&request, &decision, next);
+        // What is converted is no lie any more, whichever way it was one.
+        if !self.lied.is_empty() && next > request.pages().first {
+            self.lied.remove(request.pages().first..next);
+        }
         if let Truth::Undetectable(pages) = truth {
             self.lied.insert(pages.first..pages.end());
         }
@@ -460,7 +464,7 @@ fn reply(request: &Request, decision: &Decision, next: u64) -> (u64, u64, Truth,
     let pages = request.pages();
     let complete = next == pages.end();
     let bit = request.raw_gpa ^ request.gpa;
-    let next_raw = next * PAGE_SIZE | bit;
+    let next_raw = (next * PAGE_SIZE) | bit;
     let (code, r11) = match decision.say {
         Say::Truth | Say::Retry(_) if complete => (status::SUCCESS, 0),
         Say::Truth => (status::RETRY, next_raw),

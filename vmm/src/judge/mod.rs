@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use mapgpa_abi::tdcall::status;
 use mapgpa_abi::{Alias, Direction, PAGE_SIZE};
+use rangemap::RangeSet;
 use serde::Serialize;
 
 pub use checks::{CHECKS, Check, CheckInfo};
@@ -117,14 +118,14 @@ pub struct Judge {
     last_call: u64,
     /// The first sign that the guest gave up: call, GPA.
     gave_up: Option<(u64, Option<u64>, String)>,
-    /// Ranges whose conversion failed.
-    failed: Vec<Pages>,
+    /// Pages whose last conversion failed.
+    failed: RangeSet<u64>,
 }
 
 impl Judge {
     /// A judge of a run under a policy that is `special`, i.e. about something that has to occur.
     #[must_use]
-    pub const fn new(rules: Rules, special: bool) -> Self {
+    pub fn new(rules: Rules, special: bool) -> Self {
         Self {
             rules,
             class: Class::Legal,
@@ -136,7 +137,7 @@ impl Judge {
             dropped_notes: 0,
             last_call: 0,
             gave_up: None,
-            failed: Vec::new(),
+            failed: RangeSet::new(),
         }
     }
 
@@ -153,11 +154,11 @@ impl Judge {
                 let pages = conversation.pages;
                 match ending {
                     Ending::Completed => {
-                        self.failed.retain(|failed| !overlap(*failed, pages));
+                        self.failed.remove(pages.first..pages.end());
                         self.completed(conversation.to, *marked, *missing, *lied, *pending);
                     }
                     Ending::GaveUp(at) => {
-                        self.failed.push(pages);
+                        self.failed.insert(pages.first..pages.end());
                         let gpa = at.unwrap_or_else(|| pages.gpa());
                         self.give_up(Some(gpa), "the conversion failed");
                     }
@@ -165,8 +166,9 @@ impl Judge {
                 }
             }
             Event::Use { pages, alias } => {
-                if let Some(failed) = self.failed.iter().find(|failed| overlap(**failed, *pages)) {
-                    let gpa = failed.first.max(pages.first) * PAGE_SIZE;
+                let mut failed = self.failed.overlapping(pages.first..pages.end());
+                if let Some(failed) = failed.next() {
+                    let gpa = failed.start.max(pages.first) * PAGE_SIZE;
                     let detail = format!(
                         "the guest uses {} pages through the {} alias after their \
                          conversion failed",
@@ -187,7 +189,7 @@ impl Judge {
             }
             Event::Text { text } => self.note(format!("the guest says: {text}")),
             Event::Odd { detail } => self.note((*detail).to_owned()),
-            Event::Data { .. } => {}
+            Event::Begun { .. } | Event::Data { .. } => {}
             Event::Exit { success, .. } => match (success, self.result) {
                 (true, GuestResult::None) => self.result = GuestResult::Success,
                 (true, _) => {}
@@ -368,10 +370,6 @@ impl Judge {
 
 /// The time-out of a run unless the user says otherwise.
 pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(10);
-
-fn overlap(a: Pages, b: Pages) -> bool {
-    a.first < b.end() && b.first < a.end()
-}
 
 const fn name(alias: Alias) -> &'static str {
     match alias {

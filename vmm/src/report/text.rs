@@ -8,10 +8,13 @@ use mapgpa_abi::tdcall::status;
 use super::{RunReport, Verdict};
 use crate::engine::Call;
 use crate::explain::Explained;
+use crate::judge::Check;
 use crate::units::{show_nanos, show_size};
 
 /// Conversations listed of a run; the JSON has more.
 const ROWS: usize = 12;
+/// Violations listed of one check.
+const SAME: usize = 3;
 
 /// Writes the report of a run.
 ///
@@ -39,7 +42,12 @@ pub fn run(out: &mut impl Write, report: &RunReport) -> io::Result<()> {
     if report.verdict == Verdict::NotExercised {
         writeln!(out, "  what the policy is about never occurred: the run shows nothing")?;
     }
+    let mut shown: Vec<Check> = Vec::new();
     for violation in &report.violations {
+        shown.push(violation.check);
+        if shown.iter().filter(|check| **check == violation.check).count() > SAME {
+            continue;
+        }
         let gpa = violation.gpa.map(|gpa| format!(" at {gpa:#x}")).unwrap_or_default();
         writeln!(
             out,
@@ -48,6 +56,12 @@ pub fn run(out: &mut impl Write, report: &RunReport) -> io::Result<()> {
             violation.call,
             violation.detail
         )?;
+    }
+    for check in report.failed_checks() {
+        let more = shown.iter().filter(|shown| **shown == check).count().saturating_sub(SAME);
+        if more > 0 {
+            writeln!(out, "  {:<20} {more} more, all in --format json", check.to_string())?;
+        }
     }
     for note in &report.notes {
         writeln!(out, "  note: {note}")?;
@@ -81,13 +95,13 @@ pub fn run(out: &mut impl Write, report: &RunReport) -> io::Result<()> {
         )?;
     }
     if report.conversations.len() > ROWS {
-        writeln!(out, "  ... and {} more conversations", report.conversations.len() - ROWS)?;
+        writeln!(out, "  conversations not listed here: {}", report.conversations.len() - ROWS)?;
     }
     let totals = &report.totals;
     writeln!(
         out,
-        "  {} calls, {} retries, {} without progress; {} pages shared, {} private, {} accepted; \
-         {} exits; {} in the handler, longest call {}, {} in all",
+        "  calls {}, retries {}, without progress {}; pages shared {}, private {}, accepted {}; \
+         exits {}; in the handler {}, longest call {}, in all {}",
         totals.calls,
         totals.retries,
         totals.no_progress,
@@ -118,14 +132,14 @@ pub fn explain(out: &mut impl Write, explained: &Explained, limit: usize) -> io:
         explain_call(out, call)?;
     }
     if tail > head {
-        writeln!(out, "        ... {} more calls", tail - head)?;
+        writeln!(out, "        ... calls not shown: {}", tail - head)?;
     }
     for call in &calls[tail..] {
         explain_call(out, call)?;
     }
     let class = format!("{:?}", explained.class).to_lowercase();
     let retries = calls.iter().filter(|call| call.status == status::RETRY).count();
-    writeln!(out, "{} calls, {retries} of them answered RETRY; class {class}", calls.len())?;
+    writeln!(out, "calls {}, answered RETRY {retries}; class {class}", calls.len())?;
     if !explained.ended {
         writeln!(out, "a guest that does all that it is told never gets through")?;
     }

@@ -10,7 +10,7 @@ use mapgpa_abi::{Alias, Direction};
 
 use super::memory::{Ram, Region, memory_error};
 use super::userfaultfd::Userfaultfd;
-use crate::memory::{Memory, MemoryError};
+use crate::memory::{HostWork, Memory, MemoryError};
 use crate::pagemap::{PageMap, PageState, Pages};
 
 /// Pages of a block.
@@ -25,6 +25,7 @@ pub(super) struct AliasMemory<'a> {
     shared: Blocks,
     /// A forbidden access was let through, so that an alias may have contents that it should not.
     tainted: bool,
+    work: HostWork,
 }
 
 /// A set of blocks, by number: page frame number / [`BLOCK`].
@@ -70,7 +71,7 @@ impl<'a> AliasMemory<'a> {
         let end = ram.regions().last().map_or(0, |region| region.pages.end());
         let blocks = end.div_ceil(BLOCK);
         let (private, shared) = (Blocks::new(blocks), Blocks::new(blocks));
-        let mut this = Self { ram, userfaultfd, private, shared, tainted: false };
+        let mut this = Self { ram, userfaultfd, private, shared, tainted: false, work: HostWork::default() };
         for region in ram.regions() {
             this.register(region, Alias::Shared, region.pages, true)?;
         }
@@ -80,6 +81,23 @@ impl<'a> AliasMemory<'a> {
     /// A forbidden access was let through: from now on conversions and accepts clear both aliases.
     pub(super) const fn taint(&mut self) {
         self.tainted = true;
+    }
+
+    /// What was done since the last reset.
+    pub(super) const fn work(&self) -> HostWork {
+        self.work
+    }
+
+    /// Forgets what was done: it belongs to the setting up.
+    pub(super) fn reset_work(&mut self) {
+        self.work = HostWork::default();
+    }
+
+    /// Drops the contents of `part` of `region` behind `alias`.
+    fn discard(&mut self, region: &Region, alias: Alias, part: Pages) -> Result<(), MemoryError> {
+        self.work.calls += 1;
+        self.work.pages += part.count;
+        region.discard(alias, part)
     }
 
     fn blocks(&mut self, alias: Alias) -> &mut Blocks {
@@ -144,6 +162,7 @@ impl<'a> AliasMemory<'a> {
         let Some(userfaultfd) = self.userfaultfd else { return Ok(()) };
         let (start, size) = region.host(alias, run);
         let call = if on { "UFFDIO_REGISTER" } else { "UFFDIO_UNREGISTER" };
+        self.work.calls += 1;
         let done = if on {
             userfaultfd.register(start, size)
         } else {
@@ -189,7 +208,7 @@ impl Memory for AliasMemory<'_> {
             for alias in [old, new] {
                 let lost = alias == old || self.tainted;
                 if lost && !(keep && alias == Alias::Private) {
-                    region.discard(alias, part)?;
+                    self.discard(region, alias, part)?;
                 }
             }
             self.update(region, new, part, map)?;
@@ -202,7 +221,7 @@ impl Memory for AliasMemory<'_> {
         for region in ram.regions() {
             let Some(part) = region.clip(run) else { continue };
             if self.tainted {
-                region.discard(Alias::Private, part)?;
+                self.discard(region, Alias::Private, part)?;
             }
             self.update(region, Alias::Private, part, map)?;
         }

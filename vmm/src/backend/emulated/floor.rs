@@ -1,14 +1,14 @@
 //! The floor: what the bare work of a run costs here, without an engine, to hold the engine against.
 //!
-//! The same guest on the same kind of VM, its MapGPA calls answered at once from the registers, with
-//! one hole punch for each chunk or none. Benchmarks and comparisons run it beside the real thing.
+//! The same guest on the same kind of VM, its MapGPA calls answered at once, with one hole punch for
+//! each call that converts, or none. Benchmarks and comparisons run it beside the real thing.
 
 use std::time::{Duration, Instant};
 
 use kvm_ioctls::{SyncReg, VcpuExit, VcpuFd};
+use mapgpa_abi::Alias;
 use mapgpa_abi::channel::{self, tag};
 use mapgpa_abi::tdcall::{leaf, status, sub};
-use mapgpa_abi::Alias;
 
 use super::memory::Ram;
 use super::tick::Tick;
@@ -24,18 +24,41 @@ pub struct Floor {
     pub calls: u64,
     /// From the first of them to the last.
     pub time: Duration,
+    /// From begin to end of all conversations.
+    pub conversations: Duration,
 }
 
-/// Runs `setup`'s guest on one vCPU; each MapGPA call is answered RETRY after `chunk` bytes, and
-/// with `punch` those are discarded from the alias that they leave.
+/// What is said to a MapGPA call, and done before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Answer {
+    /// R10.
+    pub status: u64,
+    /// R11.
+    pub r11: u64,
+    /// Bytes from the request's start that are discarded from the alias that they leave.
+    pub punch: u64,
+}
+
+impl Answer {
+    /// The truth to a request of `size` bytes at `raw_gpa` of which `chunk` are done, and discarded
+    /// if `punch`.
+    #[must_use]
+    pub fn chunk(raw_gpa: u64, size: u64, chunk: u64, punch: bool) -> Self {
+        let done = size.min(chunk);
+        let status = if done == size { status::SUCCESS } else { status::RETRY };
+        Self { status, r11: raw_gpa.wrapping_add(done), punch: if punch { done } else { 0 } }
+    }
+}
+
+/// Runs `setup`'s guest on one vCPU; what its MapGPA calls are answered, `answer` says from R12 and
+/// R13.
 ///
 /// # Errors
 /// The VM cannot be made, or KVM cannot run the guest.
 pub fn calls(
     setup: &Setup<'_>,
     gpaw: u32,
-    chunk: u64,
-    punch: bool,
+    mut answer: impl FnMut(u64, u64) -> Answer,
 ) -> Result<Floor, EmulatedError> {
     let shared_bit = mapgpa_abi::shared_bit(gpaw);
     let ram = Ram::new(setup.memory)?;
@@ -45,7 +68,18 @@ pub fn calls(
     let _tick = Tick::start().map_err(EmulatedError::Timer)?;
     let deadline = Instant::now() + setup.timeout;
     let (mut calls, mut first, mut last) = (0, deadline, deadline);
-    while !ended(&mut vcpu)? && Instant::now() < deadline {
+    let mut conversations = Conversations::default();
+    loop {
+        match exit(&mut vcpu)? {
+            Exit::Ended => break,
+            _ if Instant::now() >= deadline => break,
+            Exit::Channel => conversations.word(),
+            Exit::Port => {
+                conversations.word();
+                continue;
+            }
+            Exit::Tdcall => {}
+        }
         let regs = &mut vcpu.sync_regs_mut().regs;
         match (regs.rax, regs.r11) {
             (leaf::VP_VMCALL, sub::MAP_GPA) => {
@@ -54,20 +88,19 @@ pub fn calls(
                     first = last;
                 }
                 calls += 1;
-                let size = regs.r13.min(chunk);
-                if punch {
+                conversations.called = true;
+                let Answer { status, r11, punch } = answer(regs.r12, regs.r13);
+                if punch > 0 {
                     let alias =
                         if regs.r12 & shared_bit == 0 { Alias::Shared } else { Alias::Private };
-                    let run = Pages::of_bytes(regs.r12 & !shared_bit, size);
+                    let run = Pages::of_bytes(regs.r12 & !shared_bit, punch);
                     for region in ram.regions() {
                         if let Some(part) = region.clip(run) {
                             region.discard(alias, part)?;
                         }
                     }
                 }
-                let done = size == regs.r13;
-                regs.r10 = if done { status::SUCCESS } else { status::RETRY };
-                regs.r11 = regs.r12 + size;
+                (regs.r10, regs.r11) = (status, r11);
             }
             (leaf::VP_INFO, _) => {
                 regs.rcx = gpaw.into();
@@ -78,20 +111,69 @@ pub fn calls(
         regs.rax = 0;
         vcpu.set_sync_dirty_reg(SyncReg::Register);
     }
-    Ok(Floor { calls, time: last.saturating_duration_since(first) })
+    let time = last.saturating_duration_since(first);
+    Ok(Floor { calls, time, conversations: conversations.total })
 }
 
-/// Runs the guest to its next TDCALL; true if it has ended.
-fn ended(vcpu: &mut VcpuFd) -> Result<bool, EmulatedError> {
+/// How long conversations take, from the words on the channel: from the last word before the first
+/// call, which ends the mark of the begin, to the second after it, which ends the mark of the end.
+#[derive(Debug, Default)]
+struct Conversations {
+    begun: Option<Instant>,
+    called: bool,
+    words_after: u32,
+    total: Duration,
+}
+
+impl Conversations {
+    fn word(&mut self) {
+        let now = Instant::now();
+        if !self.called {
+            self.begun = Some(now);
+            return;
+        }
+        self.words_after += 1;
+        if self.words_after == 2 {
+            let begun = self.begun.replace(now).unwrap_or(now);
+            self.total += now - begun;
+            (self.called, self.words_after) = (false, 0);
+        }
+    }
+}
+
+/// An exit of the guest.
+enum Exit {
+    /// A word on the channel: it ends.
+    Ended,
+    /// Another word on the channel, by TDCALL.
+    Channel,
+    /// Another word on the channel, by the guest's own port write.
+    Port,
+    /// Another TDCALL.
+    Tdcall,
+}
+
+/// Runs the guest to its next TDCALL.
+fn exit(vcpu: &mut VcpuFd) -> Result<Exit, EmulatedError> {
     loop {
         match vcpu.run() {
+            Ok(VcpuExit::IoOut(channel::PORT, data)) => {
+                let ends = data.last() == Some(&tag::EXIT);
+                return Ok(if ends { Exit::Ended } else { Exit::Port });
+            }
             Ok(VcpuExit::IoOut(..)) => {
                 let regs = vcpu.sync_regs_mut().regs;
                 let word = (regs.rax, regs.r11, regs.r14);
                 let to_channel = (leaf::VP_VMCALL, sub::IO, u64::from(channel::PORT));
-                // A payload word that looks like EXIT would end the floor early: no GPA, size or
-                // count of these guests does.
-                return Ok(word == to_channel && regs.r15 >> 24 == u64::from(tag::EXIT));
+                return Ok(if word != to_channel {
+                    Exit::Tdcall
+                } else if regs.r15 >> 24 == u64::from(tag::EXIT) {
+                    // A payload word that looks like EXIT would end the floor early: no GPA, size
+                    // or count of these guests does.
+                    Exit::Ended
+                } else {
+                    Exit::Channel
+                });
             }
             Ok(VcpuExit::Intr) => {}
             Err(error) if matches!(error.errno(), libc::EINTR | libc::EAGAIN) => {}
@@ -114,7 +196,7 @@ pub fn bare_vm(setup: &Setup<'_>, gpaw: u32) -> Result<Duration, EmulatedError> 
     let began = Instant::now();
     let vm = Vm::new(Host::get()?, &ram, &image, 1, gpaw)?;
     let mut vcpu = vm.vcpu(0)?;
-    ended(&mut vcpu)?;
+    exit(&mut vcpu)?;
     drop(vcpu);
     drop(vm);
     Ok(began.elapsed())

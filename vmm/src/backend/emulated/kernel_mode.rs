@@ -62,8 +62,8 @@ pub fn kernel_mode() -> Result<KernelMode, EmulatedError> {
             .map_err(|_| SetupError::Outside { gpa, size: bytes.len() })
     };
     // Tables that map the first 2 MiB to themselves.
-    write(&(PML4 + 0x1000 | 3).to_le_bytes(), PML4)?;
-    write(&(PML4 + 0x2000 | 3).to_le_bytes(), PML4 + 0x1000)?;
+    write(&((PML4 + 0x1000) | 3).to_le_bytes(), PML4)?;
+    write(&((PML4 + 0x2000) | 3).to_le_bytes(), PML4 + 0x1000)?;
     write(&0x83u64.to_le_bytes(), PML4 + 0x2000)?;
     write(&code(), CODE)?;
 

@@ -167,6 +167,7 @@ pub fn run_with_input<S: EventSink + Send>(
     if let Some(pages) = setup.shared {
         engine.preset_shared(pages)?;
     }
+    engine.memory().reset_work();
     let run = Run::new(engine, vcpus, Instant::now() + setup.timeout);
     let exits = match &userfaultfd {
         None => run_vcpus(&run, fds),
@@ -185,7 +186,8 @@ pub fn run_with_input<S: EventSink + Send>(
     };
     let checks_off = if userfaultfd.is_some() { &[] } else { CHECKS_OFF };
     let (engine, interrupted, error) = run.into_parts();
-    Ok(End { sink: engine.end().1, exits, interrupted, checks_off, error })
+    let (memory, sink) = engine.end();
+    Ok(End { sink, exits, work: memory.work(), interrupted, checks_off, error })
 }
 
 /// Runs all vCPUs, the first on this thread; returns how many exits they made.

@@ -1,0 +1,39 @@
+# What people run. `make demo` is the main job, `make test` is all tests.
+
+CARGO ?= cargo
+TARGET := x86_64-unknown-linux-gnu
+
+.PHONY: demo test lint bench static lab lab-test clean
+
+# Every guest against every policy, each case in a VM of its own.
+demo:
+	$(CARGO) run --release --quiet -- suite
+
+test:
+	$(CARGO) test --workspace --quiet
+
+lint:
+	$(CARGO) fmt --all --check
+	cd guest-tests/images && $(CARGO) fmt --check
+	$(CARGO) clippy --workspace --all-targets --quiet -- -D warnings
+
+# The engine against the bare work, as ratios; fails if one is over its limit.
+bench:
+	$(CARGO) bench --quiet --bench ratios
+
+# One file to copy to another machine.
+static:
+	RUSTFLAGS="-C target-feature=+crt-static" $(CARGO) build --release --target $(TARGET)
+	@echo target/$(TARGET)/release/mapgpa
+
+# `make lab ARGS="suite"`: mapgpa in a QEMU host of its own, where /dev/kvm is missing or unfit.
+ARGS ?= host
+lab:
+	guest-tests/lab/lab -- $(ARGS)
+
+# Real kernels, in the lab.
+lab-test:
+	guest-tests/lab/linux-tests
+
+clean:
+	$(CARGO) clean
