@@ -1,15 +1,17 @@
 //! Builds the bare-metal guest images (guest-tests/images, a workspace of its own) and passes their
-//! paths on as `MAPGPA_IMAGE_GUESTS`, `MAPGPA_IMAGE_CANARY` and `MAPGPA_IMAGE_PROBE`.
+//! paths on as `MAPGPA_IMAGE_GUESTS` and the like.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
 /// What the images run on, whatever this crate is built for.
 const TARGET: &str = "x86_64-unknown-linux-gnu";
-/// The images that are embedded.
-const IMAGES: [&str; 3] = ["guests", "canary", "probe"];
+/// The images, and where cargo puts them: those that are embedded, and the example for users, which
+/// a test runs.
+const IMAGES: [(&str, &str); 4] =
+    [("guests", ""), ("canary", ""), ("probe", ""), ("minimal", "examples")];
 /// What they are built from, relative to guest-tests; not images/target.
-const SOURCES: [&str; 11] = [
+const SOURCES: [&str; 12] = [
     "abi/Cargo.toml",
     "abi/src",
     "kit/Cargo.toml",
@@ -20,6 +22,7 @@ const SOURCES: [&str; 11] = [
     "images/Cargo.lock",
     "images/build.rs",
     "images/link.ld",
+    "images/examples",
     "images/src",
 ];
 
@@ -42,7 +45,16 @@ fn build() -> Result<(), String> {
     let mut cargo = Command::new(variable("CARGO")?);
     cargo
         .current_dir(guest_tests.join("images"))
-        .args(["build", "--release", "--locked", "--bins", "--target", TARGET, "--target-dir"])
+        .args([
+            "build",
+            "--release",
+            "--locked",
+            "--bins",
+            "--examples",
+            "--target",
+            TARGET,
+            "--target-dir",
+        ])
         .arg(&target_dir)
         // The images have their own flags; what the user passes is meant for the host's code.
         .env("CARGO_ENCODED_RUSTFLAGS", "")
@@ -60,8 +72,8 @@ fn build() -> Result<(), String> {
     if !status.success() {
         return Err(format!("cargo build in {}: {status}", guest_tests.join("images").display()));
     }
-    for image in IMAGES {
-        let path = target_dir.join(TARGET).join("release").join(image);
+    for (image, folder) in IMAGES {
+        let path = target_dir.join(TARGET).join("release").join(folder).join(image);
         println!("cargo::rustc-env=MAPGPA_IMAGE_{}={}", image.to_uppercase(), path.display());
     }
     Ok(())

@@ -69,6 +69,7 @@ fn setup(gpa: u64, size: u64, touch: u64) -> Setup<'static> {
             guest_chunk: 0,
             vcpus: 1,
             touch,
+            touch_before: touch,
         },
         memory: RAM_GPA + (512 << 20),
         shared: None,

@@ -108,7 +108,7 @@ const MEMORY_MIN: u64 = 32 << 20;
 const MEMORY_MAX: u64 = 1 << 40;
 /// The most vCPUs of a guest test.
 pub const VCPUS_MAX: usize = 16;
-/// Pages touched of a range before and after its conversion, where it is judged only.
+/// Pages touched of a range after its conversion, and before where memory work is not measured.
 const TOUCHED: u64 = 16;
 
 /// A case that cannot be run as asked.
@@ -154,6 +154,17 @@ pub enum CaseError {
         needs: u64,
         /// Bytes of memory that there are.
         memory: u64,
+    },
+    /// No memory is large enough for the range.
+    #[error(
+        "--range {}{}: does not fit in {}, the most memory that a guest can have",
+        show_size(*range), if *scattered { " --layout scattered" } else { "" }, show_size(MEMORY_MAX)
+    )]
+    Largest {
+        /// Bytes of the range.
+        range: u64,
+        /// Its pages lie apart.
+        scattered: bool,
     },
     /// More vCPUs than pages.
     #[error("--vcpus {vcpus}: expected 1 to {most}{}", if *most < VCPUS_MAX { ", one for each page of the range" } else { "" })]
@@ -223,6 +234,28 @@ pub const fn plan_name(plan: Plan) -> &'static str {
 }
 
 impl Case {
+    /// The case of `guest` and `policy` on backend `hosted` with the defaults of the command line.
+    #[must_use]
+    pub fn new(guest: GuestSource, policy: Policy) -> Self {
+        Self {
+            guest,
+            policy,
+            backend: Backend::Hosted,
+            seed: 1,
+            gpaw: 48,
+            plan: Plan::RoundTrip,
+            layout: Layout::Contiguous,
+            range: mapgpa_abi::PAGE_SIZE_2M,
+            memory: None,
+            bound: BOUND_OWN,
+            guest_chunk: 0,
+            vcpus: 1,
+            timeout: crate::judge::DEFAULT_TIMEOUT,
+            rules: Rules::default(),
+            trace: None,
+        }
+    }
+
     /// Where the range lies: the whole of it, with what is between scattered pages.
     fn span(&self) -> Pages {
         let scattered = self.layout == Layout::Scattered;
@@ -247,20 +280,11 @@ impl Case {
     /// # Errors
     /// The case cannot be run as asked.
     pub fn check(&self) -> Result<(), CaseError> {
-        if let Some(why) = self.cannot_apply() {
-            let (policy, direction) = (self.policy.name.clone(), plan_name(self.plan));
-            return Err(CaseError::CannotApply { policy, direction, why });
-        }
-        if let GuestSource::BuiltIn(guest) = self.guest {
-            let info = guest.info();
-            let guest = || info.name.to_owned();
-            if self.bound != BOUND_OWN && !info.takes_bound() {
-                return Err(CaseError::NoBound { guest: guest() });
-            }
-            if self.backend == Backend::Hosted && !info.hosted {
-                return Err(CaseError::VmOnly { guest: guest() });
-            }
-        } else if self.backend == Backend::Hosted {
+        let info = match self.guest {
+            GuestSource::BuiltIn(guest) => Some(guest.info()),
+            GuestSource::Elf { .. } => None,
+        };
+        if self.backend == Backend::Hosted && !info.is_some_and(|info| info.hosted) {
             return Err(CaseError::VmOnly { guest: self.guest.name() });
         }
         let memory = self.memory.unwrap_or(MEMORY_MIN);
@@ -270,7 +294,10 @@ impl Case {
         let scattered = self.layout == Layout::Scattered;
         let most_range = if scattered { MEMORY_MAX / 2 } else { MEMORY_MAX };
         let needs = if self.range > most_range { u64::MAX } else { self.needs() };
-        let memory = self.memory.unwrap_or(needs.min(MEMORY_MAX));
+        if needs > MEMORY_MAX {
+            return Err(CaseError::Largest { range: self.range, scattered });
+        }
+        let memory = self.memory.unwrap_or(needs);
         if needs > memory {
             return Err(CaseError::Range { range: self.range, scattered, needs, memory });
         }
@@ -287,6 +314,14 @@ impl Case {
         let least = 64 - (top - 1).leading_zeros() + 1;
         if !(least..=52).contains(&self.gpaw) {
             return Err(CaseError::Gpaw { gpaw: self.gpaw, least });
+        }
+        // Last what a suite bears with.
+        if let Some(info) = info.filter(|info| self.bound != BOUND_OWN && !info.takes_bound()) {
+            return Err(CaseError::NoBound { guest: info.name.to_owned() });
+        }
+        if let Some(why) = self.cannot_apply() {
+            let (policy, direction) = (self.policy.name.clone(), plan_name(self.plan));
+            return Err(CaseError::CannotApply { policy, direction, why });
         }
         Ok(())
     }
@@ -326,15 +361,15 @@ impl Case {
         Judge::new(self.rules, self.policy.is_special())
     }
 
-    /// Runs the case, which has been checked, with its events going to `sink`; the guest touches
-    /// `touch` pages of each range before and after its conversion.
+    /// Runs the case, which has been checked, with its events going to `sink`; the guest writes to
+    /// `touch_before` pages of each range before its conversion.
     ///
     /// # Errors
     /// The run could not begin; what fails later is in [`End::error`].
     pub fn run_into<S: EventSink + Send>(
         &self,
         sink: S,
-        touch: u64,
+        touch_before: u64,
     ) -> Result<End<S, RunError>, RunError> {
         let settings = Settings {
             policy: self.policy.clone(),
@@ -343,7 +378,7 @@ impl Case {
             vcpus: self.vcpus,
             timing: true,
         };
-        let setup = self.setup(touch);
+        let setup = self.setup(touch_before);
         Ok(match self.backend {
             Backend::Emulated => flatten(emulated::run(&setup, settings, sink)?),
             Backend::Hosted => flatten(hosted::run(&setup, settings, sink)?),
@@ -352,7 +387,7 @@ impl Case {
 
     /// The guest and its machine, as [`Case::run_into`] sets them up.
     #[must_use]
-    pub fn setup(&self, touch: u64) -> Setup<'_> {
+    pub fn setup(&self, touch_before: u64) -> Setup<'_> {
         let span = self.span();
         let (guest, image) = match &self.guest {
             GuestSource::BuiltIn(guest) => (guest.index(), emulated::GUESTS_IMAGE),
@@ -369,7 +404,8 @@ impl Case {
                 bound: self.bound,
                 guest_chunk: self.guest_chunk,
                 vcpus: self.vcpus as u64,
-                touch,
+                touch: TOUCHED,
+                touch_before,
             },
             memory: self.memory(),
             shared: (self.plan == Plan::One(Direction::ToPrivate)).then_some(span),

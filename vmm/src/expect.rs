@@ -63,6 +63,16 @@ pub enum ExpectError {
         /// The name.
         name: String,
     },
+    /// No checks, or the same one twice.
+    #[error("expectations {path}: entry {entry}: checks: {what}")]
+    Checks {
+        /// The file.
+        path: String,
+        /// Which [[known]], from 1.
+        entry: usize,
+        /// What is wrong.
+        what: &'static str,
+    },
     /// A policy that is none.
     #[error("expectations {path}: entry {entry}")]
     Policy {
@@ -71,7 +81,7 @@ pub enum ExpectError {
         /// Which [[known]], from 1.
         entry: usize,
         /// What is wrong with it.
-        source: PolicyError,
+        source: Box<PolicyError>,
     },
     /// Two entries for one case.
     #[error("expectations {path}: entry {entry}: {guest} under {policy} has an entry already")]
@@ -154,7 +164,14 @@ impl Expectations {
                 .collect::<Result<Vec<_>, _>>()?;
             checks.sort_unstable();
             if checks.is_empty() {
-                return Err(unknown("check", &String::new()));
+                return Err(ExpectError::Checks { path: path(), entry, what: "expected a check" });
+            }
+            if checks.windows(2).any(|pair| pair[0] == pair[1]) {
+                return Err(ExpectError::Checks {
+                    path: path(),
+                    entry,
+                    what: "a check is named twice",
+                });
             }
             for guest in &known.guests {
                 if Guest::by_name(guest).is_none() {
@@ -162,10 +179,9 @@ impl Expectations {
                 }
             }
             for policy in &known.policies {
-                Policy::parse(policy).map_err(|source| ExpectError::Policy {
-                    path: path(),
-                    entry,
-                    source,
+                // Results have the name that a policy file gives itself.
+                let Policy { name: policy, .. } = Policy::parse(policy).map_err(|source| {
+                    ExpectError::Policy { path: path(), entry, source: Box::new(source) }
                 })?;
                 for guest in &known.guests {
                     let case = (guest.clone(), policy.clone());

@@ -321,6 +321,7 @@ fn canary() -> Result<Canary, String> {
             guest_chunk: 0,
             vcpus: 1,
             touch: 0,
+            touch_before: 0,
         },
         memory: 32 << 20,
         shared: None,

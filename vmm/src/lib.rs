@@ -20,8 +20,19 @@ pub mod pagemap;
 pub mod policy;
 pub mod report;
 pub mod suite;
+pub mod sweep;
 pub mod tdcall;
 pub mod units;
+
+/// `text` with control characters escaped, so that it stays on its line and moves no cursor.
+#[must_use]
+pub fn printable(text: &str) -> String {
+    let mut printable = String::with_capacity(text.len());
+    for c in text.chars() {
+        if c.is_control() { printable.extend(c.escape_default()) } else { printable.push(c) }
+    }
+    printable
+}
 
 /// An error and what caused it, in one line.
 #[must_use]
@@ -33,5 +44,5 @@ pub fn one_line(error: &dyn std::error::Error) -> String {
         line.push_str(&error.to_string());
         cause = error.source();
     }
-    line
+    printable(&line)
 }

@@ -19,14 +19,29 @@ const PAGES: &str = "a size that is a multiple of 4K and not 0, such as 4K, 64K,
 const LIMIT: &str = "a duration over 0, such as 100ms or 10s";
 const DURATION: &str = "a duration such as 200ns, 50us, 100ms or 10s";
 
+/// A number: digits and nothing else.
+#[must_use]
+pub fn number(text: &str) -> Option<u64> {
+    let digits = text.bytes().all(|b| b.is_ascii_digit());
+    text.parse().ok().filter(|_| digits)
+}
+
+/// A number in hexadecimal: 0x and digits.
+#[must_use]
+pub fn hexadecimal(text: &str) -> Option<u64> {
+    let digits = text.strip_prefix("0x")?;
+    let hexadecimal = digits.bytes().all(|b| b.is_ascii_hexdigit());
+    u64::from_str_radix(digits, 16).ok().filter(|_| hexadecimal)
+}
+
 /// A size in bytes: a number, with K, M, G or T for powers of 1024; 0x for hexadecimal.
 ///
 /// # Errors
 /// The text is no size, or it does not fit in 64 bits.
 pub fn size(text: &str) -> Result<u64, UnitError> {
     let error = || UnitError { expected: SIZE, found: text.to_owned() };
-    if let Some(hex) = text.strip_prefix("0x") {
-        return u64::from_str_radix(hex, 16).map_err(|_| error());
+    if text.starts_with("0x") {
+        return hexadecimal(text).ok_or_else(error);
     }
     let (digits, shift) = match text.char_indices().last() {
         Some((at, 'K' | 'k')) => (&text[..at], 10),
@@ -35,10 +50,7 @@ pub fn size(text: &str) -> Result<u64, UnitError> {
         Some((at, 'T' | 't')) => (&text[..at], 40),
         _ => (text, 0),
     };
-    if digits.is_empty() || !digits.bytes().all(|b| b.is_ascii_digit()) {
-        return Err(error());
-    }
-    let number: u64 = digits.parse().map_err(|_| error())?;
+    let number = number(digits).ok_or_else(error)?;
     number.checked_mul(1 << shift).ok_or_else(error)
 }
 
@@ -68,10 +80,7 @@ pub fn duration(text: &str) -> Result<Duration, UnitError> {
         "s" => 1_000_000_000,
         _ => return Err(error()),
     };
-    if digits.is_empty() || !digits.bytes().all(|b| b.is_ascii_digit()) {
-        return Err(error());
-    }
-    let number: u64 = digits.parse().map_err(|_| error())?;
+    let number = number(digits).ok_or_else(error)?;
     let duration = Duration::from_nanos(number.checked_mul(nanos).ok_or_else(error)?);
     if duration > Duration::from_secs(86_400) { Err(error()) } else { Ok(duration) }
 }
@@ -92,7 +101,7 @@ pub fn time_limit(text: &str) -> Result<Duration, UnitError> {
 #[must_use]
 pub fn show_size(bytes: u64) -> String {
     for (shift, unit) in [(40, "T"), (30, "G"), (20, "M"), (10, "K")] {
-        if bytes != 0 && bytes % (1 << shift) == 0 {
+        if bytes != 0 && bytes.is_multiple_of(1 << shift) {
             return format!("{}{unit}", bytes >> shift);
         }
     }

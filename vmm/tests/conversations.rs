@@ -1,5 +1,6 @@
 //! Which requests belong together, how conversations end, what the guest channel says of them, and
 //! overlapping vCPUs.
+#![allow(clippy::expect_used, clippy::panic, reason = "helpers fail the test, too")]
 
 mod support;
 
@@ -67,7 +68,10 @@ fn without_marks_a_wild_r11_that_is_followed_belongs_here() {
         let reply = bench.map(BIT | GPA, M2);
         bench.map(reply.r11, K4);
         assert_eq!(bench.last().stray, Some(stray), "{spec}");
-        assert_eq!(bench.closed(), [], "{spec}");
+        // One page fits in a chunk, thus SUCCESS, and it shows that the rest is not converted.
+        let closed = only(&bench);
+        assert_eq!((closed.conversation.requests, closed.ending), (2, Ending::Completed));
+        assert!(closed.missing.is_some() && !closed.lied, "{spec}");
     }
 }
 
@@ -82,7 +86,8 @@ fn without_marks_another_request_gives_up_what_was_open() {
     assert_eq!(bench.last().stray, None, "it is a conversation of its own");
     // The same range the other way round, where R11 did not say so, is another one, too.
     bench.map(GPA + 4 * M2, M2);
-    assert_eq!(bench.closed().len(), 2);
+    let endings: Vec<_> = bench.closed().iter().map(|closed| closed.ending).collect();
+    assert_eq!(endings[1..], [Ending::GaveUp(Some(GPA + 4 * M2 + 16 * K4)), Ending::Completed]);
     assert_eq!((bench.last().requests, bench.last().stray), (1, None));
 }
 
@@ -246,13 +251,9 @@ fn overlapping_conversations_of_two_vcpus() {
     let mut at = [BIT | (GPA + 16 * K4), BIT | GPA];
     let end = BIT | (GPA + M2);
     while at.iter().any(|at| *at != end) {
-        for vcpu in 0..2 {
-            let start = at[vcpu];
-            if start == end {
-                continue;
-            }
-            let reply = bench.map_on(u32::try_from(vcpu).expect("two"), start, end - start);
-            at[vcpu] = if reply.status == status::SUCCESS { end } else { reply.r11 };
+        for (vcpu, at) in (0..).zip(&mut at).filter(|(_, at)| **at != end) {
+            let reply = bench.map_on(vcpu, *at, end - *at);
+            *at = if reply.status == status::SUCCESS { end } else { reply.r11 };
         }
     }
     let converted: u64 = bench.calls().iter().map(|call| call.converted).sum();

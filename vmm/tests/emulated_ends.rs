@@ -4,7 +4,7 @@ mod common;
 
 use std::time::{Duration, Instant};
 
-use common::{GPA, K4, M2, Probe, Script, kvm, shared_bit};
+use common::{GPA, K4, Probe, Script, kvm, shared_bit};
 use mapgpa_abi::Alias;
 use mapgpa_abi::tdcall::{module, status};
 
@@ -70,6 +70,17 @@ fn what_is_beyond_memory_crashes_with_its_gpa() {
     }
     let seen = Probe::default().run(&[Script::new().read(Alias::Private, 0)]);
     assert!(seen.crashes[0].contains("#PF"), "{seen:?}");
+}
+
+#[test]
+fn a_jump_beyond_memory_is_a_crash() {
+    if !kvm() {
+        return;
+    }
+    // mov eax, 0x3000000; jmp rax
+    let image = elf(&[0xb8, 0, 0, 0, 3, 0xff, 0xe0]);
+    let seen = Probe { image, ..Probe::default() }.run(&[Script::new()]);
+    assert!(seen.crashes[0].contains("nothing is, at rip=0x3000000"), "{seen:?}");
 }
 
 #[test]
@@ -174,12 +185,17 @@ fn images_that_cannot_run_are_refused() {
     entry[24] = 0xff;
     let mut low = good.clone();
     low[64 + 16 + 2] = 0;
+    // An empty segment may lie anywhere; the entry point is in none then.
+    let mut empty = low.clone();
+    empty[64 + 32] = 0;
+    empty[64 + 40] = 0;
     let truncated = good[..121].to_vec();
     let expected = [
         (machine, "another machine"),
         (pie, "position-independent"),
         (entry, "entry point 0x1000ff"),
         (low, "a segment of 2 bytes at 0x0"),
+        (empty, "entry point 0x100000"),
         (truncated, "shorter"),
         (good[..40].to_vec(), "not a usable ELF file"),
         (Vec::new(), "not a usable ELF file"),

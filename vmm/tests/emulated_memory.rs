@@ -142,6 +142,29 @@ fn access_before_accept_is_caught() {
 }
 
 #[test]
+fn a_page_that_was_never_removed_keeps_its_contents_and_is_watched_all_the_same() {
+    if !kvm_and_userfaultfd() {
+        return;
+    }
+    let probe = Probe { policy: "accept=already", ..Probe::default() };
+    let script = Script::new()
+        .fill(Alias::Private, GPA, 100, K4)
+        .convert(GPA, 1, 0, M2, true)
+        .fill(Alias::Shared, GPA, 512, K4)
+        .read(Alias::Private, GPA + K4)
+        .convert(GPA, 1, 0, M2 / 2, false)
+        .check(Alias::Private, GPA, 256, K4)
+        .convert(GPA, 1, 0, M2, false)
+        .check(Alias::Private, GPA, 512, K4)
+        .convert(GPA, 1, 0, M2, true)
+        .check(Alias::Shared, GPA, 512, K4);
+    let seen = probe.run(&[script]);
+    assert_eq!(seen.touches, [(GPA + K4, Alias::Private, Shared)]);
+    // The page that was touched while it was shared is as it was, too.
+    assert_eq!(seen.data, [1, 0, 1, 156, 100, 1, 412, 100, 1, 512, 0]);
+}
+
+#[test]
 fn a_run_can_stop_at_a_violation() {
     if !kvm_and_userfaultfd() {
         return;

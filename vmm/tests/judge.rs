@@ -1,120 +1,18 @@
 //! The judge on made-up event streams: each check with one that violates it and one that does not,
-//! the classes, the notes, the limits, and when a run is stopped.
+//! the limits, and when a run is stopped.
+#![allow(clippy::expect_used, clippy::panic, reason = "helpers fail the test, too")]
 
-use mapgpa::engine::{Accept, Call, Conversation, Ending, Event, Malformed, Stray, Then, Truth};
-use mapgpa::judge::{CHECKS, Check, Class, GuestResult, Judge, Judgement, Rules};
+mod support;
+
+use mapgpa::engine::{Accept, Call, Conversation, Event, Malformed, Stray, Then, Truth};
+use mapgpa::judge::{CHECKS, Check, Rules};
 use mapgpa::pagemap::{PageState, Pages};
-use mapgpa_abi::tdcall::{module, status};
+use mapgpa_abi::tdcall::status;
 use mapgpa_abi::{Alias, Direction};
-
-const GPA: u64 = 16 << 20;
-const BIT: u64 = 1 << 47;
-const PAGES: Pages = Pages { first: GPA / 4096, count: 512 };
-const PART: Pages = Pages { first: PAGES.first + 8, count: 4 };
-
-/// A reply RETRY with progress, in the middle of a conversation of [`PAGES`].
-const RETRY: Call = Call {
-    vcpu: 0,
-    call: 1,
-    raw_gpa: GPA | BIT,
-    size: 512 * 4096,
-    to: Direction::ToShared,
-    converted: 8,
-    status: status::RETRY,
-    r11: PART.first * 4096 | BIT,
-    truth: Truth::True,
-    malformed: None,
-    stray: None,
-    no_progress: 0,
-    requests: 1,
-    pages: PAGES.count,
-    special: false,
-    at_ns: 0,
-    took_ns: 0,
+use support::stream::{
+    ACCEPT, CLOSED, Closed, EXIT, EXIT_FAILURE, GAVE_UP, PAGES, PART, RETRY, USE, checks, judge,
+    then, touch,
 };
-
-const CONVERSATION: Conversation = Conversation {
-    vcpu: 0,
-    pages: PAGES,
-    to: Direction::ToShared,
-    requests: 1,
-    retries: 1,
-    no_progress: 0,
-};
-
-/// A conversation that ended well.
-#[derive(Clone, Copy)]
-struct Closed {
-    to: Direction,
-    pages: Pages,
-    ending: Ending,
-    marked: bool,
-    missing: Option<Pages>,
-    lied: bool,
-    pending: Option<Pages>,
-}
-
-const CLOSED: Closed = Closed {
-    to: Direction::ToShared,
-    pages: PAGES,
-    ending: Ending::Completed,
-    marked: true,
-    missing: None,
-    lied: false,
-    pending: None,
-};
-
-const GAVE_UP: Closed = Closed { ending: Ending::GaveUp(Some(GPA)), missing: Some(PART), ..CLOSED };
-
-impl Closed {
-    fn event(self) -> Event<'static> {
-        Event::Closed {
-            conversation: Conversation { to: self.to, pages: self.pages, ..CONVERSATION },
-            ending: self.ending,
-            marked: self.marked,
-            reported_accepted: 0,
-            missing: self.missing,
-            lied: self.lied,
-            pending: self.pending,
-        }
-    }
-}
-
-const ACCEPT: Accept = Accept {
-    vcpu: 0,
-    pages: PART,
-    answer: Some(module::SUCCESS),
-    shared: false,
-    lied: false,
-    special: false,
-};
-
-const EXIT: Event<'static> = Event::Exit { vcpu: 0, success: true };
-const EXIT_FAILURE: Event<'static> = Event::Exit { vcpu: 0, success: false };
-const USE: Event<'static> = Event::Use { pages: PART, alias: Alias::Private };
-
-fn touch(alias: Alias, state: PageState, lied: bool) -> Event<'static> {
-    let bit = if alias == Alias::Shared { BIT } else { 0 };
-    Event::Touch { raw_gpa: PART.gpa() | bit, alias, page: PART.first, state, lied }
-}
-
-fn judge(events: &[Event<'_>]) -> Judgement {
-    let mut judge = Judge::new(Rules::default(), false);
-    for event in events {
-        judge.on(event);
-    }
-    judge.finish()
-}
-
-/// The checks that `events` violate, in order.
-fn checks(events: &[Event<'_>]) -> Vec<Check> {
-    judge(events).violations.iter().map(|violation| violation.check).collect()
-}
-
-fn then(rules: Rules, events: &[Event<'_>]) -> Vec<Then> {
-    let mut judge = Judge::new(rules, false);
-    events.iter().map(|event| judge.on(event)).collect()
-}
 
 /// Each check: a stream that violates it, and one nearly the same that does not.
 fn proofs() -> Vec<(Check, Vec<Event<'static>>, Vec<Event<'static>>)> {
@@ -247,77 +145,31 @@ fn a_violation_says_which_call_where_and_what() {
 }
 
 #[test]
-fn the_class_follows_the_replies() {
-    let class = |calls: &[Call]| {
-        judge(&calls.iter().map(|call| Event::Call(*call)).collect::<Vec<_>>()).class
-    };
-    let stalled = |no_progress| Call { converted: 0, no_progress, ..RETRY };
-    let refusal = Call { status: status::GPA_INUSE, truth: Truth::Refusal, ..RETRY };
-    let lie = Call { truth: Truth::Undetectable(PART), ..RETRY };
-    let odd = Call { truth: Truth::Detectable, ..RETRY };
-    assert_eq!(class(&[]), Class::Legal);
-    assert_eq!(class(&[RETRY]), Class::Legal);
-    assert_eq!(class(&[stalled(1), stalled(2)]), Class::Legal, "at most two in a row");
-    assert_eq!(class(&[stalled(1), stalled(2), stalled(3), RETRY]), Class::Stalling);
-    assert_eq!(class(&[stalled(3), refusal]), Class::Refusing);
-    assert_eq!(class(&[refusal, stalled(3)]), Class::Refusing, "the gravest, in any order");
-    assert_eq!(class(&[refusal, lie]), Class::Hostile);
-    assert_eq!(class(&[odd, refusal]), Class::Hostile);
-    let malformed =
-        Call { malformed: Some(Malformed::Empty), status: status::INVALID_OPERAND, ..RETRY };
-    assert_eq!(class(&[malformed]), Class::Legal, "the guest's fault, not the host's");
-}
-
-#[test]
-fn accepts_make_a_case_hostile_when_the_host_did_not_do_what_it_said() {
-    let class = |accept| judge(&[Event::Accept(accept)]).class;
-    let already = module::PAGE_ALREADY_ACCEPTED | 1;
-    assert_eq!(class(ACCEPT), Class::Legal);
-    assert_eq!(class(Accept { answer: None, special: true, ..ACCEPT }), Class::Hostile);
-    assert_eq!(class(Accept { answer: Some(already), special: true, ..ACCEPT }), Class::Hostile);
-    let twice = Accept { answer: Some(already), ..ACCEPT };
-    assert_eq!(class(twice), Class::Legal, "the guest accepted twice by itself");
-    let mismatch = Accept { answer: Some(module::PAGE_SIZE_MISMATCH), special: true, ..ACCEPT };
-    assert_eq!(class(mismatch), Class::Legal, "a guest falls back to 4 KiB");
-    let lied = Accept { answer: None, shared: true, lied: true, ..ACCEPT };
-    assert_eq!(class(lied), Class::Hostile);
-}
-
-#[test]
-fn giving_up_is_held_against_a_guest_under_legal_replies_only() {
-    let stalling = Event::Call(Call { no_progress: 3, converted: 0, ..RETRY });
-    let refusal = Event::Call(Call { truth: Truth::Refusal, ..RETRY });
-    let hostile = Event::Call(Call { truth: Truth::Detectable, ..RETRY });
-    for end in [GAVE_UP.event(), EXIT_FAILURE, Event::Panic { text: "cannot go on" }] {
-        assert_eq!(checks(&[Event::Call(RETRY), end]), [Check::GaveUp]);
-        assert_eq!(checks(&[end]), [Check::GaveUp], "without a call too");
-        for class in [stalling, refusal, hostile] {
-            assert_eq!(checks(&[class, end]), []);
-            assert_eq!(checks(&[end, class]), [], "the class is that of the whole run");
+fn a_range_that_another_vcpu_converted_may_be_used() {
+    let refused = Event::Call(Call { truth: Truth::Refusal, ..RETRY });
+    let by = |vcpu, closed: Closed| match closed.event() {
+        Event::Closed { conversation, ending, marked, missing, lied, pending, .. } => {
+            let conversation = Conversation { vcpu, ..conversation };
+            let reported_accepted = 0;
+            Event::Closed {
+                conversation,
+                ending,
+                marked,
+                reported_accepted,
+                missing,
+                lied,
+                pending,
+            }
         }
+        other => other,
+    };
+    for (second, ignored) in [(1, vec![]), (0, vec![Check::IgnoredFailure])] {
+        let order = [refused, by(0, CLOSED), by(second, GAVE_UP), USE];
+        assert_eq!(checks(&order), ignored, "of what vCPU {second} gave up");
     }
-    let all = [GAVE_UP.event(), Event::Panic { text: "no" }, EXIT_FAILURE];
-    assert_eq!(checks(&all), [Check::GaveUp], "once, by its first sign");
-    assert_eq!(judge(&all).violations[0].gpa, Some(GPA));
-    let gone = Closed { ending: Ending::NeverReturned, missing: Some(PART), ..CLOSED };
-    assert_eq!(checks(&[gone.event()]), []);
-}
-
-#[test]
-fn what_no_guest_can_detect_is_a_note() {
-    for said in [status::SUCCESS, status::RETRY] {
-        let call = Call { status: said, truth: Truth::Undetectable(PART), ..RETRY };
-        let missing = Closed { missing: Some(PART), lied: true, ..CLOSED };
-        let judgement = judge(&[Event::Call(call), missing.event(), EXIT]);
-        assert_eq!(judgement.violations, []);
-        assert_eq!(judgement.notes.len(), 2, "{:?}", judgement.notes);
-        let word = if said == status::SUCCESS { "SUCCESS" } else { "R11" };
-        assert!(judgement.notes[0].contains(word) && judgement.notes[0].contains("0x1008000"));
-    }
-    let judgement = judge(&[touch(Alias::Shared, PageState::PrivateAccepted, true)]);
-    assert_eq!((judgement.violations.len(), judgement.notes.len()), (0, 1));
-    let pending = Closed { to: Direction::ToPrivate, pending: Some(PART), lied: true, ..CLOSED };
-    assert_eq!(checks(&[pending.event()]), [Check::AcceptMissing], "a lie is no excuse for that");
+    let back = Closed { to: Direction::ToPrivate, ..CLOSED };
+    let order = [refused, by(0, back), by(1, GAVE_UP), USE];
+    assert_eq!(checks(&order), [Check::IgnoredFailure], "converted the other way");
 }
 
 #[test]
@@ -345,37 +197,6 @@ fn a_failed_range_stays_out_of_use_until_all_of_it_is_converted() {
     let part = Closed { pages: PART, ..CLOSED };
     assert_eq!(with(&[part.event(), USE]), []);
     assert_eq!(with(&[part.event(), last]), [Check::IgnoredFailure]);
-}
-
-#[test]
-fn the_result_is_how_the_guest_ended() {
-    let result = |events: &[Event<'static>]| judge(events).result;
-    let panic = Event::Panic { text: "no" };
-    let second = Event::Exit { vcpu: 1, success: true };
-    assert_eq!(result(&[]), GuestResult::None);
-    assert_eq!(result(&[EXIT]), GuestResult::Success);
-    assert_eq!(result(&[EXIT_FAILURE]), GuestResult::Failure);
-    assert_eq!(result(&[EXIT_FAILURE, second]), GuestResult::Failure, "one vCPU failed");
-    assert_eq!(result(&[second, EXIT_FAILURE]), GuestResult::Failure);
-    assert_eq!(result(&[panic]), GuestResult::Failure);
-    assert_eq!(result(&[Event::Crash { detail: "#UD" }]), GuestResult::Crash);
-    assert_eq!(result(&[EXIT, Event::Timeout]), GuestResult::Timeout);
-    assert!(judge(&[panic]).notes[0].contains("panicked: no"));
-}
-
-#[test]
-fn a_special_policy_is_exercised_by_what_is_special_only() {
-    let exercised = |special, events: &[Event<'static>]| {
-        let mut judge = Judge::new(Rules::default(), special);
-        for event in events {
-            judge.on(event);
-        }
-        judge.finish().exercised
-    };
-    assert!(exercised(false, &[EXIT]));
-    assert!(!exercised(true, &[Event::Call(RETRY), Event::Accept(ACCEPT), EXIT]));
-    assert!(exercised(true, &[Event::Call(Call { special: true, ..RETRY }), Event::Call(RETRY)]));
-    assert!(exercised(true, &[Event::Accept(Accept { special: true, ..ACCEPT })]));
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! The page map against naive models: a state a page near the boundaries of its tables, and a list
 //! of runs over terabytes.
+#![allow(clippy::expect_used, clippy::panic, reason = "helpers fail the test, too")]
 
 use mapgpa::pagemap::{Change, Changed, PageMap, PageState, Pages};
 use proptest::prelude::*;
@@ -194,7 +195,7 @@ const SMALL: &[u64] = &[1, 64, BLOCK];
 const LARGE: &[u64] = &[1, 64, BLOCK, TABLE, ROOT];
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(300))]
+    #![proptest_config(ProptestConfig { cases: 300, failure_persistence: None, ..ProptestConfig::default() })]
 
     /// Four blocks about a boundary of 2 MiB, 1 GiB or 512 GiB.
     #[test]

@@ -1,6 +1,7 @@
 //! What the page map costs: bytes for a terabyte, and allocations and time for a 2 MiB block.
 //!
 //! A binary of its own, because it counts allocations.
+#![allow(clippy::expect_used, clippy::panic, reason = "helpers fail the test, too")]
 #![allow(unsafe_code)]
 
 use std::alloc::{GlobalAlloc, Layout, System};
@@ -13,6 +14,7 @@ use mapgpa::pagemap::{Change, PageMap, PageState, Pages};
 const MIB: usize = 1 << 20;
 /// Pages of 2 MiB, 1 GiB and 1 TiB.
 const BLOCK: u64 = 512;
+const BLOCK_STEP: usize = 512;
 const GIB: u64 = 1 << 18;
 const TIB: u64 = 1 << 28;
 
@@ -66,7 +68,7 @@ fn change(map: &mut PageMap, first: u64, count: u64, change: Change) {
 
 /// Shares one page of every block of `pages`: no block is in one state then.
 fn mix(map: &mut PageMap, pages: u64) {
-    for first in (0..pages).step_by(BLOCK as usize) {
+    for first in (0..pages).step_by(BLOCK_STEP) {
         change(map, first, 1, Change::Share);
     }
 }
@@ -117,7 +119,7 @@ fn by_blocks(pages: u64, mixed: bool) -> (Duration, usize) {
         }
         let mut runs = Vec::with_capacity(1);
         let (asked, begun) = (ASKED.get(), Instant::now());
-        for first in (0..pages).step_by(BLOCK as usize) {
+        for first in (0..pages).step_by(BLOCK_STEP) {
             runs.clear();
             map.apply(Pages { first, count: BLOCK }, Change::Share, u64::MAX, &mut runs);
         }

@@ -60,6 +60,8 @@ pub struct Params {
     /// How many pages of a range are touched after a conversion, evenly spread with the first and
     /// the last; 0 for none.
     pub touch: u64,
+    /// How many pages of a range are written before a conversion, spread alike.
+    pub touch_before: u64,
 }
 
 impl Params {
@@ -87,6 +89,7 @@ impl Params {
             self.guest_chunk,
             self.vcpus,
             self.touch,
+            self.touch_before,
         ];
         let mut bytes = [0; SIZE];
         for (slot, field) in bytes.chunks_exact_mut(8).zip(fields) {
@@ -102,7 +105,20 @@ impl Params {
         for (field, slot) in fields.iter_mut().zip(bytes.chunks_exact(8)) {
             *field = u64::from_le_bytes(slot.try_into().ok()?);
         }
-        let [magic, guest, gpa, size, plan, layout, bound, guest_chunk, vcpus, touch, ..] = fields;
+        let [
+            magic,
+            guest,
+            gpa,
+            size,
+            plan,
+            layout,
+            bound,
+            guest_chunk,
+            vcpus,
+            touch,
+            touch_before,
+            ..,
+        ] = fields;
         if magic != MAGIC {
             return None;
         }
@@ -118,7 +134,18 @@ impl Params {
             2 => Layout::Overlapping,
             _ => return None,
         };
-        Some(Self { guest, gpa, size, plan, layout, bound, guest_chunk, vcpus, touch })
+        Some(Self {
+            guest,
+            gpa,
+            size,
+            plan,
+            layout,
+            bound,
+            guest_chunk,
+            vcpus,
+            touch,
+            touch_before,
+        })
     }
 }
 
@@ -142,6 +169,7 @@ mod tests {
                     guest_chunk: 4096,
                     vcpus: 2,
                     touch: 16,
+                    touch_before: 8,
                 };
                 assert_eq!(Params::from_bytes(&params.to_bytes()), Some(params));
             }

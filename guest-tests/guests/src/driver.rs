@@ -141,7 +141,7 @@ impl<T: Td, F: FnMut(&mut T, &Conversion) -> Converted> VcpuTest<'_, T, F> {
 
     /// Writes to the sampled pages through the alias that is valid until the conversion.
     fn touch_before(&mut self, step: u64, to: Direction, gpa: u64, size: u64) {
-        for page in sampled(size / PAGE_SIZE, self.params.touch) {
+        for page in sampled(size / PAGE_SIZE, self.params.touch_before) {
             let gpa = gpa.wrapping_add(page * PAGE_SIZE);
             self.td.write(to.reverse().alias(), gpa, pattern(gpa, 2 * step));
         }
@@ -201,6 +201,7 @@ mod tests {
         guest_chunk: 0,
         vcpus: 1,
         touch: 4,
+        touch_before: 4,
     };
 
     fn range(tag: u8, field: u32, gpa: u64, size: u64) -> (u8, u32, Vec<u32>) {

@@ -26,9 +26,10 @@ fn make_shared(td: &mut BareTd, mut start: u64, size: u64) -> bool {
     let mut tries = 0;
     while tries < 3 {
         let reply = calls::map_gpa(td, start, end - start);
+        let sound = (start..end).contains(&reply.r11) && reply.r11.is_multiple_of(4096);
         match reply.r10 {
             status::SUCCESS => return true,
-            status::RETRY if (start..end).contains(&reply.r11) && reply.r11 % 4096 == 0 => {
+            status::RETRY if sound => {
                 tries = if reply.r11 == start { tries + 1 } else { 0 };
                 start = reply.r11;
             }

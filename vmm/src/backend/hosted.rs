@@ -210,13 +210,12 @@ impl<S: EventSink> Vcpu<'_, S> {
         };
         let page = (alias, gpa / PAGE_SIZE);
         let mut engine = self.run.engine();
-        if !engine.memory().filled.contains(&page) {
-            if let Err(flow) = engine.touch(raw) {
-                engine.memory().filled.insert(page);
-                drop(engine);
-                self.follow(flow);
-                return self.run.engine();
-            }
+        let filled = engine.memory().filled.contains(&page);
+        if !filled && let Err(flow) = engine.touch(raw) {
+            engine.memory().filled.insert(page);
+            drop(engine);
+            self.follow(flow);
+            return self.run.engine();
         }
         engine
     }

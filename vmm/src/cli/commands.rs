@@ -2,10 +2,11 @@
 
 use std::io::{self, Write};
 
-use mapgpa_guests::GUESTS;
+use mapgpa_guests::{GUESTS, Guest};
 
 use super::args::{DirectionArg, Format, Listed, RunArgs};
-use super::{CliError, Found, resolve};
+use super::{CliError, Found, output, resolve};
+use crate::case::{Case, GuestSource};
 use crate::explain::explain as explain_policy;
 use crate::host;
 use crate::judge::CHECKS;
@@ -126,8 +127,11 @@ pub(super) fn explain(
     calls: usize,
 ) -> Result<Found, CliError> {
     let policy = Policy::parse(policy)?;
+    // The same is refused as for a guest.
+    let guest = GuestSource::BuiltIn(Guest::Reference);
+    Case { plan: direction.into(), range, ..Case::new(guest, policy.clone()) }.check()?;
     let explained = explain_policy(&policy, direction.into(), range, seed)?;
-    text::explain(&mut io::stdout().lock(), &explained, calls).map_err(stdout_error)?;
+    output::stdout(|out| text::explain(out, &explained, calls))?;
     Ok(Found::Expected)
 }
 
@@ -136,19 +140,16 @@ pub(super) fn run(args: &RunArgs) -> Result<Found, CliError> {
     let guest = resolve::guest(&args.guest)?;
     let policy = Policy::parse(&args.policy)?;
     let mut case = resolve::case(guest, policy, &args.case, resolve::backend(&args.case)?);
+    case.guest_chunk = args.guest_chunk.unwrap_or(0);
     case.trace.clone_from(&args.trace);
     case.check()?;
     let ran = case.run()?;
-    let mut out = io::stdout().lock();
-    match args.format {
-        Format::Text => text::run(&mut out, &ran.report),
-        Format::Json => serde_json::to_writer_pretty(&mut out, &ran.report)
-            .map_err(io::Error::from)
-            .and_then(|()| writeln!(out)),
-    }
-    .map_err(stdout_error)?;
+    output::stdout(|out| match args.format {
+        Format::Text => text::run(out, &ran.report),
+        Format::Json => output::json(out, &ran.report),
+    })?;
     if let Some(error) = &ran.error {
-        eprintln!("mapgpa: {}", one_line(error));
+        output::complain(&format!("mapgpa: {}", one_line(error)));
         return Ok(Found::HostCannot);
     }
     if ran.interrupted {

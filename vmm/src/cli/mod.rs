@@ -2,14 +2,19 @@
 
 mod args;
 mod commands;
+mod compare;
+mod lists;
+mod output;
 mod resolve;
 mod suite;
+mod sweep;
 
 use std::process::ExitCode;
 
 use clap::Parser;
 
 use crate::case::{CaseError, RunError};
+use crate::compare::CompareError;
 use crate::expect::ExpectError;
 use crate::memory::MemoryError;
 use crate::one_line;
@@ -22,6 +27,9 @@ enum CliError {
     /// No guest has the name, and no file.
     #[error("no guest is named \"{0}\", nor is there such a file (`mapgpa list guests`)")]
     UnknownGuest(String),
+    /// No built-in guest has the name.
+    #[error("no built-in guest is named \"{0}\" (`mapgpa list guests`)")]
+    UnknownBuiltIn(String),
     /// The policy is malformed.
     #[error(transparent)]
     Policy(#[from] PolicyError),
@@ -31,21 +39,33 @@ enum CliError {
     /// The case is.
     #[error(transparent)]
     Case(#[from] CaseError),
-    /// Two guests or policies of a suite are the same.
-    #[error("suite: {what} \"{name}\" is named twice")]
+    /// Two of a list are the same.
+    #[error("{what} \"{name}\" is named twice")]
     Twice { what: &'static str, name: String },
     /// A file that was named cannot be read.
     #[error("{path}: cannot be read")]
     Read { path: String, source: std::io::Error },
+    /// A file that was named is no report of a sweep.
+    #[error("--sweep {path}: expected what `mapgpa sweep --json` writes")]
+    NoSweep { path: String, source: Option<serde_json::Error> },
     /// A file that was named cannot be written.
     #[error("{option} {path}: cannot be written")]
     Write { option: &'static str, path: String, source: std::io::Error },
+    /// Two options name the same file.
+    #[error("{option} {path}: {other} names the same file")]
+    SameFile { option: &'static str, other: &'static str, path: String },
     /// The backend is not to be had here.
     #[error("--backend {backend}: {why}")]
     Backend { backend: &'static str, why: String },
     /// A run could not be done.
     #[error(transparent)]
     Run(#[from] RunError),
+    /// Options that do not go together.
+    #[error("{0}")]
+    Conflict(&'static str),
+    /// Nothing can be measured.
+    #[error(transparent)]
+    Compare(#[from] CompareError),
     /// Stdout is gone, or a signal handler is refused.
     #[error("{0}")]
     Io(&'static str, #[source] std::io::Error),
@@ -63,7 +83,7 @@ impl CliError {
             Self::Run(RunError::Trace { .. }) => 2,
             Self::Run(RunError::Emulated(error)) if error.is_bad_image() => 2,
             Self::Backend { .. } | Self::Run(_) => 3,
-            Self::Io(..) => 4,
+            Self::Io(..) | Self::Compare(_) => 4,
             _ => 2,
         }
     }
@@ -104,7 +124,7 @@ fn usage(error: &clap::Error) -> ExitCode {
     }
     let text = error.render().to_string();
     if error.kind() == clap::error::ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
-        eprint!("{text}");
+        output::complain(text.trim_end());
         return ExitCode::from(2);
     }
     let lines: Vec<&str> = text
@@ -113,7 +133,9 @@ fn usage(error: &clap::Error) -> ExitCode {
         .take_while(|line| !line.starts_with("Usage:") && !line.starts_with("For more information"))
         .filter(|line| !line.is_empty())
         .collect();
-    eprintln!("mapgpa: {}", lines.join(" ").trim_start_matches("error: "));
+    let line = lines.join(" ");
+    let line = crate::printable(line.trim_start_matches("error: "));
+    output::complain(&format!("mapgpa: {line}"));
     ExitCode::from(2)
 }
 
@@ -134,6 +156,8 @@ pub fn main() -> ExitCode {
             }
             Command::Run(args) => commands::run(&args),
             Command::Suite(args) => suite::suite(&args),
+            Command::Compare(args) => compare::compare(&args),
+            Command::Sweep(args) => sweep::sweep(&args),
         });
     match result {
         Ok(found) => found.into(),
@@ -142,7 +166,7 @@ pub fn main() -> ExitCode {
             ExitCode::SUCCESS
         }
         Err(error) => {
-            eprintln!("mapgpa: {}", one_line(&error));
+            output::complain(&format!("mapgpa: {}", one_line(&error)));
             ExitCode::from(error.exit_code())
         }
     }

@@ -68,7 +68,7 @@ pub(super) fn case(
         range: args.range,
         memory: args.memory,
         bound: args.bound.unwrap_or(BOUND_OWN),
-        guest_chunk: args.guest_chunk.unwrap_or(0),
+        guest_chunk: 0,
         vcpus: args.vcpus,
         timeout: args.timeout,
         rules: Rules {
@@ -90,8 +90,13 @@ pub(super) fn split_policies(list: &str) -> Vec<String> {
     let mut policies: Vec<String> = Vec::new();
     for item in list.split(',') {
         let modifies = ["stall", "contention", "cost", "after", "overlap"].contains(&&*key(item));
+        let alone = |policy: &str| policy == "random" || policy == "hostile-random";
         match policies.last_mut() {
-            Some(last) if modifies && last.split(',').all(|other| key(other) != key(item)) => {
+            Some(last)
+                if modifies
+                    && !alone(last)
+                    && last.split(',').all(|other| key(other) != key(item)) =>
+            {
                 last.push(',');
                 last.push_str(item);
             }
@@ -99,6 +104,24 @@ pub(super) fn split_policies(list: &str) -> Vec<String> {
         }
     }
     policies
+}
+
+/// Threads: as many as asked for, or as there are processors.
+pub(super) fn jobs(asked: Option<u16>) -> usize {
+    asked.map_or_else(
+        || std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
+        usize::from,
+    )
+}
+
+/// Refuses a list in which a name is given twice.
+pub(super) fn twice(what: &'static str, names: &[String]) -> Result<(), CliError> {
+    for (at, name) in names.iter().enumerate() {
+        if names[..at].contains(name) {
+            return Err(CliError::Twice { what, name: name.clone() });
+        }
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -112,6 +135,7 @@ mod tests {
             ("complete,chunk=4K", vec!["complete", "chunk=4K"]),
             ("chunk=64K,stall=2,r11=end,after=1", vec!["chunk=64K,stall=2", "r11=end,after=1"]),
             ("stall=1,stall=2", vec!["stall=1", "stall=2"]),
+            ("random,contention=0.1,stall=1", vec!["random", "contention=0.1,stall=1"]),
             ("hyperv,cost=400ns,random", vec!["hyperv,cost=400ns", "random"]),
             ("chunk=4K,r11=end; complete", vec!["chunk=4K,r11=end", "complete"]),
             ("a.toml,b.toml", vec!["a.toml", "b.toml"]),

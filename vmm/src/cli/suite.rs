@@ -1,51 +1,19 @@
 //! The command `suite`.
 
-use std::fs::File;
-use std::io::{self, IsTerminal, Write};
-use std::path::Path;
+use std::io::{self, IsTerminal};
 
 use indicatif::{ProgressBar, ProgressStyle};
 use mapgpa_guests::GUESTS;
 
 use super::args::{Format, SuiteArgs};
-use super::resolve::{self, split_policies};
+use super::output::{self, Output};
+use super::resolve::{self, split_policies, twice};
 use super::{CliError, Found};
 use crate::case::{Backend, Case, CaseError};
 use crate::expect::Expectations;
 use crate::policy::Policy;
 use crate::report::{Verdict, ci, matrix};
 use crate::suite::{CaseResult, POLICIES, SuiteResult, in_shard, run};
-
-/// A report file, opened before the suite runs, so that an unwritable one costs no run.
-struct Output<'a> {
-    option: &'static str,
-    path: &'a Path,
-    file: File,
-}
-
-impl<'a> Output<'a> {
-    fn create(option: &'static str, path: Option<&'a Path>) -> Result<Option<Self>, CliError> {
-        let Some(path) = path else { return Ok(None) };
-        match File::create(path) {
-            Ok(file) => Ok(Some(Self { option, path, file })),
-            Err(source) => Err(write_error(option, path, source)),
-        }
-    }
-
-    fn write(
-        self,
-        body: impl FnOnce(&mut io::BufWriter<&File>) -> io::Result<()>,
-    ) -> Result<(), CliError> {
-        let mut out = io::BufWriter::new(&self.file);
-        body(&mut out)
-            .and_then(|()| out.flush())
-            .map_err(|source| write_error(self.option, self.path, source))
-    }
-}
-
-fn write_error(option: &'static str, path: &Path, source: io::Error) -> CliError {
-    CliError::Write { option, path: path.display().to_string(), source }
-}
 
 /// `mapgpa suite`
 pub(super) fn suite(args: &SuiteArgs) -> Result<Found, CliError> {
@@ -54,13 +22,12 @@ pub(super) fn suite(args: &SuiteArgs) -> Result<Found, CliError> {
         Some(path) => Expectations::read(path)?,
         None => Expectations::built_in()?,
     };
-    let junit = Output::create("--junit", args.junit.as_deref())?;
-    let ktap = Output::create("--ktap", args.ktap.as_deref())?;
-    let json = Output::create("--json", args.json.as_deref())?;
-    let jobs = args.jobs.map_or_else(
-        || std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
-        usize::from,
-    );
+    let (junit, ktap, json) = (args.junit.as_deref(), args.ktap.as_deref(), args.json.as_deref());
+    output::apart(&[("--junit", junit), ("--ktap", ktap), ("--json", json)])?;
+    let junit = Output::create("--junit", junit)?;
+    let ktap = Output::create("--ktap", ktap)?;
+    let json = Output::create("--json", json)?;
+    let jobs = resolve::jobs(args.jobs);
     let bar = progress_bar(cases.len());
     let result = run(&cases, &expectations, jobs, |case| show_progress(&bar, case));
     bar.finish_and_clear();
@@ -74,13 +41,10 @@ pub(super) fn suite(args: &SuiteArgs) -> Result<Found, CliError> {
     if let Some(output) = json {
         output.write(|out| ci::json(out, &result))?;
     }
-    let mut out = io::BufWriter::new(io::stdout().lock());
-    match args.format {
-        Format::Text => matrix::write(&mut out, &result),
-        Format::Json => ci::json(&mut out, &result),
-    }
-    .and_then(|()| out.flush())
-    .map_err(|source| CliError::Io("stdout", source))?;
+    output::stdout(|out| match args.format {
+        Format::Text => matrix::write(out, &result),
+        Format::Json => ci::json(out, &result),
+    })?;
     Ok(found(&result))
 }
 
@@ -91,8 +55,9 @@ fn cases(args: &SuiteArgs) -> Result<Vec<Case>, CliError> {
     } else {
         args.policies.iter().flat_map(|list| split_policies(list)).collect()
     };
-    twice("policy", &names)?;
     let policies = names.iter().map(|name| Policy::parse(name)).collect::<Result<Vec<_>, _>>()?;
+    let names: Vec<String> = policies.iter().map(|policy| policy.name.clone()).collect();
+    twice("policy", &names)?;
     twice("guest", &args.guests)?;
     let (backend, gpaw) = resolve::backend(&args.case)?;
     let guests: Vec<&str> = if args.guests.is_empty() {
@@ -107,6 +72,7 @@ fn cases(args: &SuiteArgs) -> Result<Vec<Case>, CliError> {
         for policy in &policies {
             let mut case =
                 resolve::case(source.clone(), policy.clone(), &args.case, (backend, gpaw));
+            case.guest_chunk = args.guest_chunk.unwrap_or(0);
             match case.check() {
                 // In a suite such a case runs, and turns out as not exercised.
                 Ok(()) | Err(CaseError::CannotApply { .. }) => {}
@@ -127,16 +93,8 @@ fn cases(args: &SuiteArgs) -> Result<Vec<Case>, CliError> {
     Ok(cases)
 }
 
-fn twice(what: &'static str, names: &[String]) -> Result<(), CliError> {
-    for (at, name) in names.iter().enumerate() {
-        if names[..at].contains(name) {
-            return Err(CliError::Twice { what, name: name.clone() });
-        }
-    }
-    Ok(())
-}
-
-fn progress_bar(cases: usize) -> ProgressBar {
+/// A progress bar of `cases` steps, if stderr is a terminal.
+pub(super) fn progress_bar(cases: usize) -> ProgressBar {
     if !io::stderr().is_terminal() {
         return ProgressBar::hidden();
     }

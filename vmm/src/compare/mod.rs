@@ -17,7 +17,7 @@ pub use report::{CompareReport, Latency, Outcome, Row, SCHEMA, Spread};
 
 use crate::backend::emulated::floor::{self, Answer};
 use crate::backend::{End, emulated};
-use crate::case::{Case, RunError};
+use crate::case::{Backend, Case, RunError};
 use crate::interrupt;
 use crate::judge::{Check, GuestResult, Judgement};
 use crate::memory::HostWork;
@@ -98,8 +98,7 @@ impl Comparison {
     fn measure(&self, case: &Case, repeat: usize, row: &mut Series) -> Result<(), CompareError> {
         let first = row.runs.is_empty();
         let meter = Meter::new(case, first)?;
-        let touch = case.range / PAGE_SIZE;
-        let end = match case.run_into(meter, touch) {
+        let end = match case.run_into(meter, populated(case)) {
             Ok(end) => end,
             Err(error) => {
                 row.outcome = Outcome::Error;
@@ -133,6 +132,14 @@ impl Comparison {
     }
 }
 
+/// Pages that the guest writes before the conversion: all, where there is memory behind them.
+const fn populated(case: &Case) -> u64 {
+    match case.backend {
+        Backend::Emulated => case.range / PAGE_SIZE,
+        Backend::Hosted => 0,
+    }
+}
+
 /// The bare work of a run of `case` that made these steps: nothing if the guest took another way.
 fn bare(case: &Case, steps: &[Step]) -> Result<Option<u64>, RunError> {
     let mut replies = steps.iter();
@@ -146,8 +153,7 @@ fn bare(case: &Case, steps: &[Step]) -> Result<Option<u64>, RunError> {
             Answer::chunk(r12, r13, r13, false)
         }
     };
-    let touch = case.range / PAGE_SIZE;
-    let floor = floor::calls(&case.setup(touch), case.gpaw, answer)
+    let floor = floor::calls(&case.setup(populated(case)), case.gpaw, answer)
         .map_err(emulated::EmulatedError::from)?;
     let nanos = u64::try_from(floor.conversations.as_nanos()).unwrap_or(u64::MAX);
     Ok((!strayed && floor.calls == steps.len() as u64).then_some(nanos))

@@ -92,10 +92,11 @@ impl Channel {
         self.payload.chunks_exact(2).map(|pair| u64::from(pair[0]) | u64::from(pair[1]) << 32)
     }
 
+    /// The text, in a form that fits in a line of a report: without control characters.
     fn text(&self) -> String {
         let mut bytes: Vec<u8> = self.payload.iter().flat_map(|word| word.to_le_bytes()).collect();
         bytes.truncate(self.field as usize);
-        String::from_utf8_lossy(&bytes).into_owned()
+        crate::printable(&String::from_utf8_lossy(&bytes))
     }
 
     fn crash(&self) -> String {

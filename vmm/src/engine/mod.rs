@@ -325,7 +325,7 @@ impl<M: Memory, S: EventSink> Engine<M, S> {
             _ => 0,
         };
         let gpa = rcx & !0xfff;
-        if size == 0 || gpa % size != 0 || gpa & !(self.shared_bit - 1) != 0 {
+        if size == 0 || !gpa.is_multiple_of(size) || gpa & !(self.shared_bit - 1) != 0 {
             return Ok((Some(module::OPERAND_INVALID | module::OPERAND_RCX), Flow::Continue));
         }
         let pages = Pages::of_bytes(gpa, size);
@@ -362,6 +362,9 @@ impl<M: Memory, S: EventSink> Engine<M, S> {
     }
 
     /// Whether the guest may touch `raw_gpa` (bytes, shared bit as used); if not, that is an event.
+    ///
+    /// # Errors
+    /// It may not; what the vCPU is to do then.
     pub fn touch(&mut self, raw_gpa: u64) -> Result<(), Flow> {
         let alias = if raw_gpa & self.shared_bit == 0 { Alias::Private } else { Alias::Shared };
         let page = (raw_gpa & !self.shared_bit) / PAGE_SIZE;

@@ -28,7 +28,7 @@ pub(super) fn check(
     if (raw_gpa ^ last) & (shared_bit | illegal) != 0 {
         return Err(Malformed::MixedSharedBit);
     }
-    if raw_gpa % PAGE_SIZE != 0 || size % PAGE_SIZE != 0 {
+    if !raw_gpa.is_multiple_of(PAGE_SIZE) || !size.is_multiple_of(PAGE_SIZE) {
         return Err(Malformed::Unaligned);
     }
     let shared = raw_gpa & shared_bit != 0;

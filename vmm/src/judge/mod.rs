@@ -5,16 +5,17 @@
 
 mod checks;
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use mapgpa_abi::tdcall::status;
 use mapgpa_abi::{Alias, Direction, PAGE_SIZE};
-use rangemap::RangeSet;
+use rangemap::{RangeMap, RangeSet};
 use serde::Serialize;
 
 pub use checks::{CHECKS, Check, CheckInfo};
 
-use crate::engine::{Accept, Call, Ending, Event, Malformed, Stray, Then, Truth};
+use crate::engine::{Accept, Call, Conversation, Ending, Event, Malformed, Stray, Then, Truth};
 use crate::pagemap::{PageState, Pages};
 
 /// The class of a case: what the replies that were really given ask of a guest.
@@ -120,6 +121,10 @@ pub struct Judge {
     gave_up: Option<(u64, Option<u64>, String)>,
     /// Pages whose last conversion failed.
     failed: RangeSet<u64>,
+    /// Which vCPU completed a conversion of pages last, and in which direction.
+    completed: RangeMap<u64, (u32, Direction)>,
+    /// Replies in a row, by vCPU, that said RETRY at the start of the request.
+    at_start: BTreeMap<u32, u64>,
 }
 
 impl Judge {
@@ -138,6 +143,8 @@ impl Judge {
             last_call: 0,
             gave_up: None,
             failed: RangeSet::new(),
+            completed: RangeMap::new(),
+            at_start: BTreeMap::new(),
         }
     }
 
@@ -151,14 +158,23 @@ impl Judge {
                 self.touch(*raw_gpa, *alias, *state, *lied);
             }
             Event::Closed { conversation, ending, marked, missing, lied, pending, .. } => {
-                let pages = conversation.pages;
+                let Conversation { vcpu, pages, to, .. } = *conversation;
+                let range = pages.first..pages.end();
+                self.at_start.remove(&vcpu);
                 match ending {
                     Ending::Completed => {
-                        self.failed.remove(pages.first..pages.end());
-                        self.completed(conversation.to, *marked, *missing, *lied, *pending);
+                        self.failed.remove(range.clone());
+                        self.completed.insert(range, (vcpu, to));
+                        self.end_well(to, *marked, *missing, *lied, *pending);
                     }
                     Ending::GaveUp(at) => {
-                        self.failed.insert(pages.first..pages.end());
+                        self.failed.insert(range.clone());
+                        // What another vCPU has converted meanwhile is there to be used.
+                        for (part, by) in self.completed.overlapping(range) {
+                            if by.0 != vcpu && by.1 == to {
+                                self.failed.remove(part.clone());
+                            }
+                        }
                         let gpa = at.unwrap_or_else(|| pages.gpa());
                         self.give_up(Some(gpa), "the conversion failed");
                     }
@@ -212,8 +228,12 @@ impl Judge {
     fn call(&mut self, call: &Call) {
         self.last_call = call.call;
         self.exercised |= call.special;
+        // An R11 at the start hides what progress there was: to the guest it is none.
+        let at_start = self.at_start.entry(call.vcpu).or_default();
+        let again = call.status == status::RETRY && call.r11 == call.raw_gpa;
+        *at_start = if again { *at_start + 1 } else { 0 };
         self.class = self.class.max(match call.truth {
-            Truth::True if call.no_progress >= 3 => Class::Stalling,
+            Truth::True if call.no_progress.max(*at_start) >= 3 => Class::Stalling,
             Truth::True => Class::Legal,
             Truth::Refusal => Class::Refusing,
             Truth::Undetectable(_) | Truth::Detectable => Class::Hostile,
@@ -300,7 +320,7 @@ impl Judge {
         }
     }
 
-    fn completed(
+    fn end_well(
         &mut self,
         to: Direction,
         marked: bool,
@@ -348,10 +368,8 @@ impl Judge {
     /// Ends the run.
     #[must_use]
     pub fn finish(mut self) -> Judgement {
-        if self.class == Class::Legal {
-            if let Some((call, gpa, detail)) = self.gave_up.take() {
-                self.violations.push(Violation { check: Check::GaveUp, call, gpa, detail });
-            }
+        if let Some((call, gpa, detail)) = self.gave_up.take_if(|_| self.class == Class::Legal) {
+            self.violations.push(Violation { check: Check::GaveUp, call, gpa, detail });
         }
         for (dropped, what) in [(self.dropped, "violations"), (self.dropped_notes, "notes")] {
             if dropped > 0 {

@@ -58,7 +58,8 @@ pub(super) fn parse(spec: &str) -> Result<Action, SpecError> {
     });
     result.and_then(|()| reader.finish()).map_err(|(byte, expected, found)| SpecError {
         spec: spec.to_owned(),
-        at: spec.get(..byte).map_or(byte, |before| before.chars().count()) + 1,
+        // An item that ends without its value has it expected at the end.
+        at: spec.get(..byte.min(spec.len())).map_or(byte, |before| before.chars().count()) + 1,
         expected,
         found: if found.is_empty() { "nothing".to_owned() } else { format!("\"{found}\"") },
     })
@@ -106,27 +107,36 @@ impl Reader {
         let text = value.unwrap_or_default();
         let fail = |expected: &str| (place, expected.to_owned(), text.to_owned());
         match key {
-            "complete" => word(&mut self.complete)?,
+            "complete" => {
+                word(&mut self.complete)?;
+                self.forget_amount();
+            }
             "random" | "hostile-random" => {
                 word(&mut false)?;
                 let mix = if key == "random" { Mix::Legal } else { Mix::Hostile };
                 self.mix = Some((at, mix));
             }
-            "chunk" => self.chunk = Some(pages(text).map_err(|e| fail(&e))?),
-            "budget" => self.budget = Some(nanos(text).map_err(|e| fail(&e))?),
+            "chunk" => {
+                self.forget_amount();
+                self.chunk = Some(pages(text).map_err(|e| fail(&e))?);
+            }
+            "budget" => {
+                self.chunk = None;
+                self.budget = Some(nanos(text).map_err(|e| fail(&e))?);
+            }
             "cost" => self.cost = Some((at, nanos(text).map_err(|e| fail(&e))?)),
             "stall" => {
                 self.stall = Some(match text {
                     "forever" => Stall::Forever,
-                    _ => match text.parse() {
-                        Ok(times) if times > 0 => Stall::Times(times),
+                    _ => match units::number(text) {
+                        Some(times) if times > 0 => Stall::Times(times),
                         _ => return Err(fail("a number from 1, or \"forever\"")),
                     },
                 });
             }
             "contention" => {
                 self.contention = match text.parse::<f64>() {
-                    Ok(p) if p > 0.0 && p <= 1.0 => Some(p),
+                    Ok(p) if p > 0.0 && p <= 1.0 && !text.starts_with('+') => Some(p),
                     _ => return Err(fail("a probability over 0, up to 1")),
                 };
             }
@@ -135,7 +145,7 @@ impl Reader {
             "lie" if text == "success" => self.odd = Some(Say::Success),
             "lie" => return Err(fail("\"success\"")),
             "after" => {
-                let after = text.parse().map_err(|_| fail("a number of replies"))?;
+                let after = units::number(text).ok_or_else(|| fail("a number of replies"))?;
                 self.after = Some((at, after));
             }
             "accept" => {
@@ -152,21 +162,31 @@ impl Reader {
                 let preset = PRESETS.iter().find(|preset| preset.name == item);
                 let preset = preset.ok_or_else(|| (at, ITEMS.to_owned(), item.to_owned()))?;
                 // What a preset sets can be set again, so its items are not marked as seen.
-                return preset.spec.split(',').try_for_each(|item| {
+                let seen = self.seen.len();
+                preset.spec.split(',').try_for_each(|item| {
                     let result = self.item(item, at);
-                    self.seen.clear();
+                    self.seen.truncate(seen);
                     result
-                });
+                })?;
             }
         }
         self.seen.push(group.to_owned());
         Ok(())
     }
 
+    /// Forgets the amount that a preset set: one written after it takes its place.
+    fn forget_amount(&mut self) {
+        self.chunk = None;
+        if self.budget.take().is_some() && !self.seen.iter().any(|seen| seen == "cost") {
+            self.cost = None;
+        }
+    }
+
     fn finish(self) -> Result<Action, Failure> {
         if let Some((at, mix)) = self.mix {
             if self.items > 1 {
-                return Err((at, "random or hostile-random alone".to_owned(), String::new()));
+                let expected = "random or hostile-random alone".to_owned();
+                return Err((at, expected, "other items with it".to_owned()));
             }
             return Ok(Action { mix: Some(mix), ..Action::COMPLETE });
         }
@@ -180,7 +200,6 @@ impl Reader {
             return Err((at, expected, "after=".to_owned()));
         }
         let amount = match (self.chunk, self.budget) {
-            // A preset's chunk or budget gives way to what the user wrote after it.
             (Some(pages), _) => Amount::Pages(pages),
             (None, Some(budget_ns)) => {
                 Amount::Budget { budget_ns, cost_ns: self.cost.map(|(_, cost)| cost.max(1)) }
@@ -216,12 +235,10 @@ fn nanos(text: &str) -> Result<u64, String> {
 
 fn code(text: &str) -> Result<u64, &'static str> {
     const EXPECTED: &str = "a status code such as 0x8000000000000000";
-    let digits = text.strip_prefix("0x").ok_or(EXPECTED)?;
-    match u64::from_str_radix(digits, 16) {
+    match units::hexadecimal(text).ok_or(EXPECTED) {
         Ok(status::SUCCESS) => Err("an error status; 0 is SUCCESS: use lie=success"),
         Ok(status::RETRY) => Err("an error status; 1 is RETRY: use stall= or r11="),
-        Ok(code) => Ok(code),
-        Err(_) => Err(EXPECTED),
+        code => code,
     }
 }
 
@@ -234,8 +251,7 @@ fn r11(text: &str) -> Option<R11> {
     if let Some((_, r11, _)) = NAMED.iter().find(|(name, ..)| *name == text) {
         return Some(*r11);
     }
-    if let Some(hex) = text.strip_prefix("0x") {
-        let value = u64::from_str_radix(hex, 16).ok()?;
+    if let Some(value) = units::hexadecimal(text) {
         return Some(R11::new(Anchor::Zero, value.cast_signed()));
     }
     let (anchor, rest) = [("start", Anchor::Start), ("next", Anchor::Next), ("end", Anchor::End)]

@@ -53,7 +53,7 @@ pub enum TomlError {
         /// Which rule, from 1.
         rule: usize,
         /// What is wrong with it.
-        source: SpecError,
+        source: Box<SpecError>,
     },
     /// A condition names an empty range.
     #[error(
@@ -71,6 +71,14 @@ pub enum TomlError {
         least: u64,
         /// What was there.
         found: (u64, u64),
+    },
+    /// The name does not fit in a report.
+    #[error("policy file {path}: name {name:?}: expected printable text without space around it")]
+    Name {
+        /// The file.
+        path: String,
+        /// What was there.
+        name: String,
     },
     /// It has no rules.
     #[error("policy file {path}: expected at least one [[rule]]")]
@@ -120,6 +128,11 @@ fn parse(path: &str, text: &str) -> Result<Policy, TomlError> {
     if file.schema != SCHEMA {
         return Err(TomlError::Schema { path: path(), found: file.schema });
     }
+    let printable =
+        |name: &String| !name.is_empty() && name.trim() == name && !name.contains(char::is_control);
+    if let Some(name) = file.name.clone().filter(|name| !printable(name)) {
+        return Err(TomlError::Name { path: path(), name });
+    }
     if file.rule.is_empty() {
         return Err(TomlError::Empty { path: path() });
     }
@@ -141,7 +154,7 @@ fn parse(path: &str, text: &str) -> Result<Policy, TomlError> {
         let action = spec::parse(&rule.r#do).map_err(|source| TomlError::Rule {
             path: path(),
             rule: number,
-            source,
+            source: Box::new(source),
         })?;
         Ok(Rule { when, action })
     });

@@ -1,9 +1,14 @@
 //! Reports: what the events of a run become for people, CI systems and programs.
 
+pub mod charts;
 pub mod ci;
+pub mod compare;
 pub mod matrix;
+pub mod page;
 mod record;
 mod run;
+pub mod sweep;
+pub mod table;
 pub mod text;
 mod trace;
 

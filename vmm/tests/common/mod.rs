@@ -1,6 +1,8 @@
 //! What tests on a VM share: whether there is KVM, the probe's scripts, and a record of events.
 
 #![allow(dead_code, unreachable_pub, reason = "each test binary uses a part of it")]
+#![allow(clippy::expect_used, reason = "test code")]
+#![allow(missing_docs, reason = "the names say it")]
 
 use std::time::Duration;
 
@@ -220,6 +222,7 @@ impl Probe {
                 guest_chunk: 0,
                 vcpus: scripts.len() as u64,
                 touch: 0,
+                touch_before: 0,
             },
             memory: self.memory,
             shared: self.shared,

@@ -2,6 +2,9 @@
 
 #![allow(dead_code, unreachable_pub, reason = "each test binary uses a part of it")]
 
+pub mod command;
+pub mod stream;
+
 use std::time::Duration;
 
 use mapgpa::case::{Backend, Case, GuestSource};
@@ -22,6 +25,11 @@ pub const BIT: u64 = shared_bit(GPAW);
 pub const GPA: u64 = 16 << 20;
 pub const K4: u64 = 4096;
 pub const M2: u64 = 2 << 20;
+
+/// This many cases of a property; one that fails is printed, and no file is left behind.
+pub fn cases(cases: u32) -> proptest::test_runner::Config {
+    proptest::test_runner::Config { cases, failure_persistence: None, ..Default::default() }
+}
 
 /// What the engine asked of memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

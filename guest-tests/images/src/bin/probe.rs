@@ -124,7 +124,7 @@ fn main(td: &mut BareTd, _params: &Params) -> bool {
                 report::data(td, &[zero, same]);
             }
             // Recurse until the stack is exhausted.
-            12 => return overflow(td, 0) == 0,
+            12 => return overflow(0) == 0,
             op => panic!("no operation {op}"),
         }
     }
@@ -144,7 +144,7 @@ fn raw_tdcall(td: &mut BareTd, words: [u64; 14]) -> [u64; 14] {
 
 #[expect(unconditional_recursion, reason = "that is the point")]
 #[inline(never)]
-fn overflow(td: &mut BareTd, depth: u64) -> u64 {
+fn overflow(depth: u64) -> u64 {
     let local = core::hint::black_box([depth; 32]);
-    overflow(td, depth + 1) + local[0]
+    overflow(depth + 1) + local[0]
 }

@@ -19,6 +19,10 @@ fn panic(info: &PanicInfo<'_>) -> ! {
     report::panic(&mut BareTd::new(0), line.as_str())
 }
 
+/// The precompiled core names it in its unwind tables, which an image has none of.
+#[unsafe(no_mangle)]
+extern "C" fn rust_eh_personality() {}
+
 /// Text of at most [`TEXT_MAX`] bytes, cut at a character.
 struct Line {
     bytes: [u8; TEXT_MAX],

@@ -9,6 +9,7 @@
 use mapgpa_abi::{Alias, Direction};
 
 use super::memory::{Ram, Region, memory_error};
+use super::stash::Stash;
 use super::userfaultfd::Userfaultfd;
 use crate::memory::{HostWork, Memory, MemoryError};
 use crate::pagemap::{PageMap, PageState, Pages};
@@ -25,6 +26,8 @@ pub(super) struct AliasMemory<'a> {
     shared: Blocks,
     /// A forbidden access was let through, so that an alias may have contents that it should not.
     tainted: bool,
+    /// Private contents that a conversion to shared was told to keep.
+    stash: Stash,
     work: HostWork,
 }
 
@@ -71,7 +74,15 @@ impl<'a> AliasMemory<'a> {
         let end = ram.regions().last().map_or(0, |region| region.pages.end());
         let blocks = end.div_ceil(BLOCK);
         let (private, shared) = (Blocks::new(blocks), Blocks::new(blocks));
-        let mut this = Self { ram, userfaultfd, private, shared, tainted: false, work: HostWork::default() };
+        let mut this = Self {
+            ram,
+            userfaultfd,
+            private,
+            shared,
+            tainted: false,
+            stash: Stash::default(),
+            work: HostWork::default(),
+        };
         for region in ram.regions() {
             this.register(region, Alias::Shared, region.pages, true)?;
         }
@@ -178,7 +189,8 @@ impl<'a> AliasMemory<'a> {
             userfaultfd
                 .register(start, size)
                 .map_err(|error| memory_error("UFFDIO_REGISTER", run, error))?;
-            return Ok(self.mark(alias, run, true));
+            self.mark(alias, run, true);
+            return Ok(());
         }
         self.mark(alias, run, on);
         Ok(())
@@ -205,10 +217,18 @@ impl Memory for AliasMemory<'_> {
             let Some(part) = region.clip(run) else { continue };
             // In this order a touch in between is either before the conversion, or caught.
             self.update(region, old, part, map)?;
-            for alias in [old, new] {
-                let lost = alias == old || self.tainted;
-                if lost && !(keep && alias == Alias::Private) {
-                    self.discard(region, alias, part)?;
+            if keep && to == Direction::ToShared {
+                self.stash.keep(region, part)?;
+            }
+            self.discard(region, old, part)?;
+            if self.tainted {
+                self.discard(region, new, part)?;
+            }
+            if to == Direction::ToPrivate {
+                if keep {
+                    self.stash.restore(region, part, self.userfaultfd)?;
+                } else {
+                    self.stash.forget(part);
                 }
             }
             self.update(region, new, part, map)?;
@@ -226,5 +246,131 @@ impl Memory for AliasMemory<'_> {
             self.update(region, Alias::Private, part, map)?;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use super::*;
+    use crate::pagemap::Change;
+
+    const K4: u64 = 4096;
+
+    /// Memory and map, without a VM.
+    struct Bench<'a> {
+        memory: AliasMemory<'a>,
+        map: PageMap,
+    }
+
+    impl<'a> Bench<'a> {
+        fn new(ram: &'a Ram, userfaultfd: Option<&'a Userfaultfd>) -> Self {
+            let memory = AliasMemory::new(ram, userfaultfd).unwrap();
+            Self { memory, map: PageMap::default() }
+        }
+
+        fn convert(&mut self, gpa: u64, size: u64, to: Direction) {
+            let mut runs = Vec::new();
+            self.map.apply(Pages::of_bytes(gpa, size), Change::of(to), u64::MAX, &mut runs);
+            for run in runs {
+                self.memory.convert(run, to, false, &self.map).unwrap();
+            }
+        }
+
+        fn is_registered(&self, alias: Alias, gpa: u64) -> bool {
+            let blocks = match alias {
+                Alias::Private => &self.memory.private,
+                Alias::Shared => &self.memory.shared,
+            };
+            blocks.has(gpa / K4 / BLOCK)
+        }
+    }
+
+    fn read(ram: &Ram, alias: Alias, gpa: u64) -> io::Result<u64> {
+        let mut bytes = [0; 8];
+        let at = Pages::of_bytes(gpa, K4);
+        ram.regions()[0].read(alias, at, &mut bytes)?;
+        Ok(u64::from_le_bytes(bytes))
+    }
+
+    #[test]
+    fn without_userfaultfd_contents_are_lost_all_the_same() {
+        let ram = Ram::new(4 << 20).unwrap();
+        let mut bench = Bench::new(&ram, None);
+        ram.write(5 * K4, &[7; 8]).unwrap();
+        ram.write(6 * K4, &[7; 8]).unwrap();
+        bench.convert(5 * K4, K4, Direction::ToShared);
+        assert_eq!(read(&ram, Alias::Shared, 5 * K4).unwrap(), 0);
+        assert_eq!(read(&ram, Alias::Private, 5 * K4).unwrap(), 0);
+        assert_eq!(read(&ram, Alias::Private, 6 * K4).unwrap(), u64::from_le_bytes([7; 8]));
+    }
+
+    #[test]
+    fn blocks_are_registered_unless_all_of_them_is_legitimate() {
+        let Ok(userfaultfd) = Userfaultfd::open() else {
+            eprintln!("skipped: no userfaultfd");
+            return;
+        };
+        // The last block is no whole one.
+        let ram = Ram::new((8 << 20) + 3 * K4).unwrap();
+        let mut bench = Bench::new(&ram, Some(&userfaultfd));
+        let state = |bench: &Bench<'_>, gpa| {
+            [Alias::Private, Alias::Shared].map(|alias| bench.is_registered(alias, gpa))
+        };
+        let (m2, last) = (2 << 20, 8 << 20);
+        assert_eq!(state(&bench, m2), [false, true]);
+        bench.convert(m2 + K4, K4, Direction::ToShared);
+        assert_eq!(state(&bench, m2), [true, true], "mixed");
+        assert_eq!(state(&bench, 2 * m2), [false, true], "its neighbour");
+        bench.convert(m2, 3 * m2 + 3 * K4, Direction::ToShared);
+        for gpa in [m2, 2 * m2, last] {
+            assert_eq!(state(&bench, gpa), [true, false], "all shared");
+        }
+        bench.convert(last, 3 * K4, Direction::ToPrivate);
+        assert_eq!(state(&bench, last), [true, true], "pending");
+        let run = Pages::of_bytes(last, 3 * K4);
+        bench.map.apply(run, Change::Accept, u64::MAX, &mut Vec::new());
+        bench.memory.accept(run, &bench.map).unwrap();
+        assert_eq!(state(&bench, last), [false, true], "accepted");
+    }
+
+    #[test]
+    fn more_alternating_blocks_than_the_host_has_mappings_are_watched_still() {
+        let Ok(userfaultfd) = Userfaultfd::open() else {
+            eprintln!("skipped: no userfaultfd");
+            return;
+        };
+        let limit = std::fs::read_to_string("/proc/sys/vm/max_map_count").unwrap();
+        let limit: u64 = limit.trim().parse().unwrap();
+        if limit > 1 << 17 {
+            eprintln!("skipped: vm.max_map_count is {limit}, too many to use up in a test");
+            return;
+        }
+        let m2 = 2 << 20;
+        let size = limit * m2 * 3;
+        let ram = Ram::new(size).unwrap();
+        let mut bench = Bench::new(&ram, Some(&userfaultfd));
+        for block in 0..size / m2 / 2 - 1024 {
+            bench.convert(2 * block * m2, m2, Direction::ToShared);
+        }
+        // The last are in the second region, whose mappings were the ones to run out.
+        let gpa = (size / m2 / 2 - 1025) * 2 * m2;
+        assert!(bench.is_registered(Alias::Private, gpa));
+        assert!(bench.is_registered(Alias::Shared, gpa + m2));
+        std::thread::scope(|scope| {
+            let region = &ram.regions()[1];
+            let wrong =
+                scope.spawn(|| region.read(Alias::Private, Pages::of_bytes(gpa, K4), &mut [0; 8]));
+            let fault = loop {
+                if let Some(fault) = userfaultfd.read_fault().unwrap() {
+                    break fault;
+                }
+                std::thread::yield_now();
+            };
+            assert_eq!(ram.find(fault), Some((Alias::Private, gpa / K4)));
+            userfaultfd.fill(fault).unwrap();
+            wrong.join().unwrap().unwrap();
+        });
     }
 }

@@ -9,7 +9,6 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::EventFd;
 
 use super::EmulatedError;
-use super::memory::Ram;
 use super::userfaultfd::Userfaultfd;
 use super::vcpu::Run;
 use crate::engine::{EventSink, Flow};
@@ -21,14 +20,13 @@ use crate::engine::{EventSink, Flow};
 /// that fail, everything is unregistered, lest a vCPU waits for ever.
 pub(super) fn serve<S: EventSink>(
     run: &Run<'_, S>,
-    ram: &Ram,
     userfaultfd: &Userfaultfd,
     done: &EventFd,
     shared_bit: u64,
 ) {
-    if let Err(error) = answer(run, ram, userfaultfd, done, shared_bit) {
+    if let Err(error) = answer(run, userfaultfd, done, shared_bit) {
         run.fail(EmulatedError::Fault(error));
-        for region in ram.regions() {
+        for region in run.ram.regions() {
             for alias in [Alias::Private, Alias::Shared] {
                 let (start, size) = region.host(alias, region.pages);
                 // The run has failed already; there is nobody else to tell.
@@ -40,7 +38,6 @@ pub(super) fn serve<S: EventSink>(
 
 fn answer<S: EventSink>(
     run: &Run<'_, S>,
-    ram: &Ram,
     userfaultfd: &Userfaultfd,
     done: &EventFd,
     shared_bit: u64,
@@ -56,19 +53,18 @@ fn answer<S: EventSink>(
         }
         let is_done = fds[1].any().unwrap_or(false);
         while let Some(address) = userfaultfd.read_fault()? {
-            if let Some((alias, page)) = ram.find(address) {
+            // Held until the page is there.
+            let mut engine = run.engine();
+            if let Some((alias, page)) = run.ram.find(address) {
                 let bit = if alias == Alias::Shared { shared_bit } else { 0 };
-                let mut engine = run.engine();
-                if let Err(flow) = engine.touch(page * PAGE_SIZE | bit) {
+                if let Err(flow) = engine.touch((page * PAGE_SIZE) | bit) {
                     engine.memory().taint();
                     if flow == Flow::Stop {
                         run.meeting.stop();
                     }
                 }
-                userfaultfd.fill(address)?;
-            } else {
-                userfaultfd.fill(address)?;
             }
+            userfaultfd.fill(address)?;
         }
         if is_done {
             return Ok(());

@@ -94,6 +94,10 @@ pub(super) fn load(elf: &[u8], ram: &Ram) -> Result<Image, ImageError> {
 /// Loads a segment; returns how many TDCALL instructions were in it.
 fn load_segment(segment: &Segment, elf: &[u8], ram: &Ram) -> Result<u64, ImageError> {
     let (start, size) = (segment.p_vaddr(LittleEndian), segment.p_memsz(LittleEndian));
+    if size == 0 {
+        // Linkers leave segments of empty sections, at any address.
+        return Ok(0);
+    }
     // The second comparison also keeps the sum in the third from overflowing.
     if start < IMAGE_START || size > PAGE_SIZE_1G || start > IMAGE_END || start + size > IMAGE_END {
         return Err(ImageError::Placement { start, size });
@@ -103,9 +107,6 @@ fn load_segment(segment: &Segment, elf: &[u8], ram: &Ram) -> Result<u64, ImageEr
         .map_err(|()| ImageError::Kind("shorter than its program headers say"))?;
     if bytes.len() as u64 > size {
         return Err(ImageError::Kind("inconsistent about the size of a segment"));
-    }
-    if size == 0 {
-        return Ok(0);
     }
     let first = start / PAGE_SIZE;
     ram.populate(Pages { first, count: (start + size).div_ceil(PAGE_SIZE) - first });

@@ -26,7 +26,7 @@ pub struct KernelMode {
 
 impl KernelMode {
     /// Millions of instructions a second below which a kernel takes minutes to boot.
-    const FIT_MIPS: f64 = 30.0;
+    const FIT_MIPS: f64 = 10.0;
 
     /// Whether a kernel can be booted here in reasonable time.
     #[must_use]
@@ -38,6 +38,7 @@ impl KernelMode {
 /// Iterations of two instructions: a tenth of a second at 3 MIPS.
 const ITERATIONS: u32 = 150_000;
 /// Ports that tell how far the code has come.
+const WARM: u16 = 0x0f;
 const LOOPED: u16 = 0x10;
 const SSE_DONE: u16 = 0x11;
 /// Where what lies in the canary's memory, in bytes.
@@ -84,12 +85,15 @@ pub fn kernel_mode() -> Result<KernelMode, EmulatedError> {
     Ok(measure(&mut vcpu))
 }
 
-/// mov ecx, n; 1: dec ecx; jnz 1b; out LOOPED, al; addsd xmm0, xmm0; popcnt eax, ecx;
-/// out SSE_DONE, al; hlt
+/// Twice mov ecx, n; 1: dec ecx; jnz 1b; out, al: the first time so that the second is warm. Then
+/// addsd xmm0, xmm0; popcnt eax, ecx; out SSE_DONE, al; hlt.
 fn code() -> Vec<u8> {
-    let mut code = vec![0xb9];
-    code.extend(ITERATIONS.to_le_bytes());
-    code.extend([0xff, 0xc9, 0x75, 0xfc, 0xe6, 0x10]);
+    let mut code = Vec::new();
+    for (iterations, port) in [(ITERATIONS / 16, 0x0f), (ITERATIONS, 0x10)] {
+        code.push(0xb9);
+        code.extend(iterations.to_le_bytes());
+        code.extend([0xff, 0xc9, 0x75, 0xfc, 0xe6, port]);
+    }
     code.extend([0xf2, 0x0f, 0x58, 0xc0, 0xf3, 0x0f, 0xb8, 0xc1, 0xe6, 0x11, 0xf4]);
     code
 }
@@ -123,11 +127,13 @@ fn set_up(vcpu: &VcpuFd) -> Result<(), EmulatedError> {
 
 fn measure(vcpu: &mut VcpuFd) -> KernelMode {
     let started = Instant::now();
+    let mut warm = started;
     let mut found = KernelMode { mips: 0.0, sse: false };
     loop {
         match vcpu.run() {
+            Ok(VcpuExit::IoOut(WARM, _)) => warm = Instant::now(),
             Ok(VcpuExit::IoOut(LOOPED, _)) => {
-                let seconds = started.elapsed().as_secs_f64().max(1e-9);
+                let seconds = warm.elapsed().as_secs_f64().max(1e-9);
                 found.mips = 2.0 * f64::from(ITERATIONS) / seconds / 1e6;
             }
             Ok(VcpuExit::IoOut(SSE_DONE, _)) => {

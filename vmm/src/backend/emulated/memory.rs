@@ -92,6 +92,38 @@ impl Region {
         (self.mapping(alias).as_ptr().addr() + offset as usize, (part.count * PAGE_SIZE) as usize)
     }
 
+    /// The pages of `part`, which lies in this region, that are there behind `alias`.
+    pub(super) fn present(&self, alias: Alias, part: Pages) -> Result<Vec<u64>, MemoryError> {
+        let (start, size) = self.host(alias, part);
+        let mut there = vec![0u8; size / HOST_PAGE];
+        let offset = start - self.mapping(alias).as_ptr().addr();
+        // SAFETY: `part` lies within the mapping, and `there` has a byte for each of its pages.
+        let result = unsafe {
+            let start = self.mapping(alias).as_ptr().add(offset);
+            libc::mincore(start.cast(), size, there.as_mut_ptr())
+        };
+        if result < 0 {
+            return Err(memory_error("mincore", part, io::Error::last_os_error()));
+        }
+        let pages = (part.first..).zip(there).filter(|(_, byte)| byte & 1 != 0);
+        Ok(pages.map(|(page, _)| page).collect())
+    }
+
+    /// Reads from the start of `part`, which lies in this region, behind `alias`. Where a page is
+    /// missing and registered, this waits for the fault thread.
+    pub(super) fn read(&self, alias: Alias, part: Pages, bytes: &mut [u8]) -> io::Result<()> {
+        let mapping = self.mapping(alias);
+        let offset = self.host(alias, part).0 - mapping.as_ptr().addr();
+        mapping.as_volatile_slice().read_slice(bytes, offset).map_err(io::Error::other)
+    }
+
+    /// Writes `bytes` at `gpa`, which lies in this region, behind the private alias.
+    pub(super) fn write(&self, gpa: u64, bytes: &[u8]) -> io::Result<()> {
+        let offset = gpa.checked_sub(self.pages.gpa()).and_then(|at| usize::try_from(at).ok());
+        let offset = offset.ok_or(io::ErrorKind::InvalidInput)?;
+        self.private.as_volatile_slice().write_slice(bytes, offset).map_err(io::Error::other)
+    }
+
     /// Drops the contents of `part`, which lies in this region, behind `alias`: it reads as zero.
     pub(super) fn discard(&self, alias: Alias, part: Pages) -> Result<(), MemoryError> {
         let mapping = self.mapping(alias);
@@ -146,9 +178,7 @@ impl Ram {
             .regions
             .iter()
             .find(|region| region.pages.first <= page && page < region.pages.end());
-        let region = region.ok_or_else(outside)?;
-        let offset = usize::try_from(gpa - region.pages.gpa()).map_err(|_| outside())?;
-        region.private.as_volatile_slice().write_slice(bytes, offset).map_err(|_| outside())
+        region.ok_or_else(outside)?.write(gpa, bytes).map_err(|_| outside())
     }
 
     /// Puts pages behind the private alias of `run` at once, rather than one by one as they are
@@ -162,6 +192,12 @@ impl Ram {
                 let _ = advise(&region.private, offset, size, libc::MADV_POPULATE_WRITE);
             }
         }
+    }
+
+    /// Whether there is RAM at `gpa` (no shared bit).
+    pub(super) fn has(&self, gpa: u64) -> bool {
+        let page = Pages { first: gpa / PAGE_SIZE, count: 1 };
+        self.regions.iter().any(|region| region.clip(page).is_some())
     }
 
     /// The alias and the page behind a host address.

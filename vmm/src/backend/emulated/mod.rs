@@ -11,12 +11,14 @@ pub mod floor;
 mod image;
 mod kernel_mode;
 mod memory;
+mod stash;
 mod tables;
 mod tick;
 mod userfaultfd;
 mod vcpu;
 mod vm;
 
+use std::thread::Builder;
 use std::time::Instant;
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
@@ -33,7 +35,7 @@ use alias::AliasMemory;
 use memory::Ram;
 use userfaultfd::Userfaultfd;
 use vcpu::Run;
-use vm::{Host, Vm};
+use vm::{Host, Vm, VmVcpu};
 
 /// The image of the built-in guests.
 pub const GUESTS_IMAGE: &[u8] = include_bytes!(env!("MAPGPA_IMAGE_GUESTS"));
@@ -66,6 +68,9 @@ pub enum EmulatedError {
     /// There is no timer to end the guest with.
     #[error("timer_create failed")]
     Timer(#[source] std::io::Error),
+    /// There is no thread for a vCPU, or to answer its faults.
+    #[error("no thread can be started")]
+    Thread(#[source] std::io::Error),
     /// KVM gave up on the guest.
     #[error("KVM cannot run this guest: vCPU {vcpu} exited with {exit}")]
     Exit {
@@ -159,7 +164,7 @@ pub fn run_with_input<S: EventSink + Send>(
     let ram = Ram::new(setup.memory)?;
     let image = boot::load(setup, input, &ram)?;
     let vm = Vm::new(Host::get()?, &ram, &image, vcpus as u64, gpaw)?;
-    let fds = (0..vcpus as u64).map(|index| vm.vcpu(index)).collect::<Result<Vec<_>, _>>()?;
+    let vcpu_fds = (0..vcpus as u64).map(|index| vm.vcpu(index)).collect::<Result<Vec<_>, _>>()?;
 
     let userfaultfd = Userfaultfd::open().ok();
     let memory = AliasMemory::new(&ram, userfaultfd.as_ref())?;
@@ -168,15 +173,19 @@ pub fn run_with_input<S: EventSink + Send>(
         engine.preset_shared(pages)?;
     }
     engine.memory().reset_work();
-    let run = Run::new(engine, vcpus, Instant::now() + setup.timeout);
+    let run = Run::new(engine, &ram, vcpus, Instant::now() + setup.timeout);
     let exits = match &userfaultfd {
-        None => run_vcpus(&run, fds),
+        None => run_vcpus(&run, vcpu_fds),
         Some(userfaultfd) => {
             let done = EventFd::from_flags(EfdFlags::EFD_CLOEXEC)
                 .map_err(|error| EmulatedError::Fault(error.into()))?;
             std::thread::scope(|scope| {
-                scope.spawn(|| fault::serve(&run, &ram, userfaultfd, &done, shared_bit));
-                let exits = run_vcpus(&run, fds);
+                let serve = || fault::serve(&run, userfaultfd, &done, shared_bit);
+                let thread = Builder::new().name("faults".to_owned()).spawn_scoped(scope, serve);
+                if let Err(error) = thread {
+                    run.fail(EmulatedError::Thread(error));
+                }
+                let exits = run_vcpus(&run, vcpu_fds);
                 if let Err(error) = done.write(1) {
                     run.fail(EmulatedError::Fault(error.into()));
                 }
@@ -191,12 +200,18 @@ pub fn run_with_input<S: EventSink + Send>(
 }
 
 /// Runs all vCPUs, the first on this thread; returns how many exits they made.
-fn run_vcpus<S: EventSink + Send>(run: &Run<'_, S>, vcpus: Vec<kvm_ioctls::VcpuFd>) -> u64 {
+fn run_vcpus<S: EventSink + Send>(run: &Run<'_, S>, vcpus: Vec<VmVcpu<'_>>) -> u64 {
     let mut vcpus = (0..).zip(vcpus);
     let Some((_, first)) = vcpus.next() else { return 0 };
     std::thread::scope(|scope| {
-        let others: Vec<_> =
-            vcpus.map(|(index, fd)| scope.spawn(move || vcpu::run(run, index, fd))).collect();
+        let mut others = Vec::new();
+        for (index, vcpu) in vcpus {
+            let work = move || vcpu::run(run, index, vcpu);
+            match Builder::new().name(format!("vcpu {index}")).spawn_scoped(scope, work) {
+                Ok(thread) => others.push(thread),
+                Err(error) => run.fail(EmulatedError::Thread(error)),
+            }
+        }
         let exits = vcpu::run(run, 0, first);
         let joined = others
             .into_iter()

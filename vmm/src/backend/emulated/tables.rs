@@ -3,6 +3,7 @@
 //! They lie in the hole of `abi::layout`, in memory of their own that only ring 0 may touch, so
 //! that a guest test can neither damage nor convert them. Layout: a page with GDT and IDT, three
 //! pages a vCPU with its TSS, then the page tables. Formats: Intel SDM 3A, chapters 3 to 7.
+#![expect(clippy::cast_possible_truncation, reason = "fields of descriptors; a host has 64 bits")]
 
 use mapgpa_abi::layout::{
     FAULT_STACKS, HOLE_START, MAX_VCPUS, SHARED_VA, STACK_SIZE, STACKS, VECTOR_SIZE, VECTORS,
@@ -186,7 +187,7 @@ impl Paging {
     fn map_low(&mut self) {
         let stacks = STACKS..FAULT_STACKS;
         for gpa in (PAGE_SIZE..PAGE_SIZE_2M).step_by(PAGE_SIZE as usize) {
-            let guard = stacks.contains(&gpa) && (gpa - STACKS) % STACK_SIZE == 0;
+            let guard = stacks.contains(&gpa) && (gpa - STACKS).is_multiple_of(STACK_SIZE);
             if !guard {
                 self.map(gpa, gpa | PRESENT | USER, 1);
             }

@@ -19,6 +19,8 @@ const IOC_REGISTER: libc::Ioctl = 0xc020_aa00_u32 as libc::Ioctl;
 const IOC_UNREGISTER: libc::Ioctl = 0x8010_aa01_u32 as libc::Ioctl;
 /// `UFFDIO_WAKE`.
 const IOC_WAKE: libc::Ioctl = 0x8010_aa02_u32 as libc::Ioctl;
+/// `UFFDIO_COPY`.
+const IOC_COPY: libc::Ioctl = 0xc028_aa03_u32 as libc::Ioctl;
 /// `UFFDIO_ZEROPAGE`.
 const IOC_ZEROPAGE: libc::Ioctl = 0xc020_aa04_u32 as libc::Ioctl;
 /// `UFFDIO_REGISTER_MODE_MISSING`.
@@ -47,6 +49,16 @@ struct RangeModeArg {
     range: RangeArg,
     mode: u64,
     out: u64,
+}
+
+/// `struct uffdio_copy`.
+#[repr(C)]
+struct CopyArg {
+    to: u64,
+    from: u64,
+    len: u64,
+    mode: u64,
+    copied: i64,
 }
 
 /// `struct uffd_msg` of a page fault.
@@ -116,6 +128,18 @@ impl Userfaultfd {
                     return self.ioctl(IOC_WAKE, &mut arg.range);
                 }
                 _ => return Err(error),
+            }
+        }
+    }
+
+    /// Puts a page with these contents at `page`, where none is, and wakes who waits for it.
+    pub(super) fn copy(&self, page: usize, bytes: &[u8; HOST_PAGE]) -> io::Result<()> {
+        let (to, from) = (page as u64, bytes.as_ptr().addr() as u64);
+        loop {
+            let mut arg = CopyArg { to, from, len: HOST_PAGE as u64, mode: 0, copied: 0 };
+            match self.ioctl(IOC_COPY, &mut arg) {
+                Err(error) if error.raw_os_error() == Some(libc::EAGAIN) => {}
+                done => return done,
             }
         }
     }

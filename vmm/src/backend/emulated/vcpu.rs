@@ -5,14 +5,15 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use kvm_bindings::kvm_regs;
-use kvm_ioctls::{SyncReg, VcpuExit, VcpuFd};
+use kvm_ioctls::{SyncReg, VcpuExit};
 use mapgpa_abi::channel;
 use mapgpa_abi::tdcall::{Regs, TRAP_PORT};
 
 use super::EmulatedError;
 use super::alias::AliasMemory;
+use super::memory::Ram;
 use super::tick::Tick;
-use super::vm::failed;
+use super::vm::{VmVcpu, failed};
 use crate::backend::{Rendezvous, Wake};
 use crate::engine::{Engine, Event, EventSink, Flow};
 use crate::interrupt;
@@ -27,6 +28,8 @@ const IDLE: Duration = Duration::from_micros(200);
 #[derive(Debug)]
 pub(super) struct Run<'a, S> {
     engine: Mutex<Engine<AliasMemory<'a>, S>>,
+    /// The guest's memory.
+    pub(super) ram: &'a Ram,
     /// Where vCPUs wait for each other, and learn that the run is over.
     pub(super) meeting: Rendezvous,
     deadline: Instant,
@@ -36,9 +39,15 @@ pub(super) struct Run<'a, S> {
 
 impl<'a, S: EventSink> Run<'a, S> {
     /// A run of `vcpus` vCPUs that lasts until `deadline` at most.
-    pub(super) fn new(engine: Engine<AliasMemory<'a>, S>, vcpus: usize, deadline: Instant) -> Self {
+    pub(super) fn new(
+        engine: Engine<AliasMemory<'a>, S>,
+        ram: &'a Ram,
+        vcpus: usize,
+        deadline: Instant,
+    ) -> Self {
         Self {
             engine: Mutex::new(engine),
+            ram,
             meeting: Rendezvous::new(vcpus),
             deadline,
             interrupted: AtomicBool::new(false),
@@ -111,7 +120,7 @@ enum Exit {
 }
 
 /// Runs vCPU `index` on this thread until it ends or the run does; returns how many exits it made.
-pub(super) fn run<S: EventSink>(run: &Run<'_, S>, index: u32, vcpu: VcpuFd) -> u64 {
+pub(super) fn run<'a, S: EventSink>(run: &'a Run<'_, S>, index: u32, vcpu: VmVcpu<'a>) -> u64 {
     let mut this = Vcpu { run, index, fd: vcpu, exits: 0, port_told: false };
     if let Err(error) = this.run() {
         run.fail(error);
@@ -124,7 +133,7 @@ pub(super) fn run<S: EventSink>(run: &Run<'_, S>, index: u32, vcpu: VcpuFd) -> u
 struct Vcpu<'a, 'm, S> {
     run: &'a Run<'m, S>,
     index: u32,
-    fd: VcpuFd,
+    fd: VmVcpu<'a>,
     exits: u64,
     port_told: bool,
 }
@@ -135,7 +144,7 @@ impl<S: EventSink> Vcpu<'_, '_, S> {
         while !self.run.meeting.is_over() {
             let exit = self.enter()?;
             self.exits += 1;
-            if self.exits % LOOK_EVERY == 0 {
+            if self.exits.is_multiple_of(LOOK_EVERY) {
                 self.run.look();
             }
             match self.answer(exit)? {
@@ -184,8 +193,13 @@ impl<S: EventSink> Vcpu<'_, '_, S> {
             }
             Err(error) => return Err(failed("KVM_RUN")(error).into()),
         };
-        let registers = show(&self.fd.sync_regs_mut().regs);
+        let regs = &self.fd.sync_regs_mut().regs;
+        let registers = show(regs);
         Ok(match exit {
+            // Code is fetched from RIP = GPA; where nothing is, no KVM can go on.
+            Exit::Failed(_) if !self.run.ram.has(regs.rip) => {
+                Exit::Crash(format!("jump to where nothing is, at {registers}"))
+            }
             Exit::Crash(what) => Exit::Crash(format!("{what}, at {registers}")),
             Exit::Failed(what) => Exit::Failed(format!("{what}, at {registers}")),
             other => other,

@@ -1,6 +1,8 @@
 //! The VM: what this host's KVM offers, a VM with its memory, and vCPUs ready to run at CPL 3.
 #![allow(unsafe_code, reason = "KVM_SET_USER_MEMORY_REGION")]
 
+use std::marker::PhantomData;
+use std::ops::{Deref, DerefMut};
 use std::os::raw::c_int;
 use std::sync::OnceLock;
 
@@ -100,6 +102,27 @@ impl Host {
     }
 }
 
+/// A vCPU, which cannot outlive its VM: it would go on to use the memory.
+#[derive(Debug)]
+pub(super) struct VmVcpu<'a> {
+    fd: VcpuFd,
+    _vm: PhantomData<&'a Vm<'a>>,
+}
+
+impl Deref for VmVcpu<'_> {
+    type Target = VcpuFd;
+
+    fn deref(&self) -> &VcpuFd {
+        &self.fd
+    }
+}
+
+impl DerefMut for VmVcpu<'_> {
+    fn deref_mut(&mut self) -> &mut VcpuFd {
+        &mut self.fd
+    }
+}
+
 /// A VM and the memory of the tables in it. RAM is the caller's, and must outlive it.
 #[derive(Debug)]
 pub(super) struct Vm<'a> {
@@ -157,7 +180,7 @@ impl<'a> Vm<'a> {
     }
 
     /// Creates the vCPU of this index, ready to run from the image's entry point.
-    pub(super) fn vcpu(&self, index: u64) -> Result<VcpuFd, VmError> {
+    pub(super) fn vcpu(&self, index: u64) -> Result<VmVcpu<'_>, VmError> {
         let mut vcpu = self.fd.create_vcpu(index).map_err(failed("KVM_CREATE_VCPU"))?;
         vcpu.set_cpuid2(&self.host.cpuid).map_err(failed("KVM_SET_CPUID2"))?;
         self.set_system_registers(&vcpu, index)?;
@@ -172,7 +195,7 @@ impl<'a> Vm<'a> {
         };
         vcpu.set_regs(&regs).map_err(failed("KVM_SET_REGS"))?;
         vcpu.set_sync_valid_reg(SyncReg::Register);
-        Ok(vcpu)
+        Ok(VmVcpu { fd: vcpu, _vm: PhantomData })
     }
 
     /// Long mode with paging, CPL 3, SSE on (Intel SDM 3A, 2.5, 3.4.5 and 10.8.5).

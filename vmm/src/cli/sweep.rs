@@ -1,0 +1,118 @@
+//! The command `sweep`.
+
+use std::io::IsTerminal;
+
+use mapgpa_abi::params::BOUND_OWN;
+use mapgpa_guests::{GUESTS, Guest};
+
+use super::args::{Format, SweepArgs};
+use super::output::{self, Output};
+use super::{CliError, Found, resolve, suite};
+use crate::backend::emulated;
+use crate::case::Case;
+use crate::report::{page, sweep as report};
+use crate::sweep::{GuestSpec, HostSpec, Sweep, Trouble};
+
+/// The most cells: what people look at.
+const CELLS_MAX: usize = 100_000;
+/// GPAW where there is no VM to agree with.
+const HOSTED_GPAW: u32 = 48;
+
+/// `mapgpa sweep`
+pub(super) fn sweep(args: &SweepArgs) -> Result<Found, CliError> {
+    let sweep = Sweep {
+        hosts: hosts(args)?,
+        guests: guests(args)?,
+        range: args.range,
+        seed: args.seed,
+        seeds: args.seeds,
+        jobs: resolve::jobs(args.jobs),
+        timeout: args.timeout,
+        verify: args.verify,
+        gpaw: emulated::default_gpaw().unwrap_or(HOSTED_GPAW),
+    };
+    if sweep.hosts.len().saturating_mul(sweep.guests.len()) > CELLS_MAX {
+        return Err(CliError::Conflict("sweep: more than 100000 cells; leave out values of an axis"));
+    }
+    let cases = sweep.cases()?;
+    cases.iter().try_for_each(Case::check)?;
+    let csv = Output::create("--csv", args.csv.as_deref())?;
+    let html = Output::create("--html", args.html.as_deref())?;
+    let json = Output::create("--json", args.json.as_deref())?;
+
+    let bar = suite::progress_bar(cases.len());
+    let result = sweep.run(&cases, |done, of| {
+        bar.set_length(of as u64);
+        bar.set_position(done as u64);
+    });
+    bar.finish_and_clear();
+
+    if let Some(output) = csv {
+        output.write(|out| report::csv(out, &result))?;
+    }
+    if let Some(output) = html {
+        output.write(|out| page::write(out, None, Some(&result)))?;
+    }
+    if let Some(output) = json {
+        output.write(|out| output::json(out, &result))?;
+    }
+    let colour = std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none();
+    output::stdout(|out| match args.format {
+        Format::Text => report::write(out, &result, colour),
+        Format::Json => output::json(out, &result),
+    })?;
+    let failed = result.cells.iter().any(|cell| cell.error.is_some())
+        || result.verified.iter().any(|verified| verified.error.is_some());
+    Ok(if result.interrupted {
+        Found::Interrupted
+    } else if result.verified.iter().any(|cell| cell.error.is_none() && !cell.agrees()) {
+        Found::Violations
+    } else if failed {
+        Found::HostCannot
+    } else {
+        Found::Expected
+    })
+}
+
+/// The hosts: stalls and contentions, each with all chunks.
+fn hosts(args: &SweepArgs) -> Result<Vec<HostSpec>, CliError> {
+    let stalls = args.stall.0.iter().map(|stall| Trouble::Stall(*stall));
+    // Without contention is without stalls, which is there already.
+    let drawn = args.contention.0.iter().filter(|p| **p > 0.0 || args.stall.0.is_empty());
+    let troubles = stalls.chain(drawn.map(|p| Trouble::Contention(*p)));
+    let hosts: Vec<HostSpec> = troubles
+        .flat_map(|trouble| args.chunk.0.iter().map(move |chunk| HostSpec { chunk: *chunk, trouble }))
+        .collect();
+    if hosts.is_empty() {
+        return Err(CliError::Conflict("sweep: no hosts: give --stall or --contention a value"));
+    }
+    Ok(hosts)
+}
+
+/// The guests: each with all bounds and guest-side chunks.
+fn guests(args: &SweepArgs) -> Result<Vec<GuestSpec>, CliError> {
+    let all = args.guests.iter().any(|name| name == "all");
+    let guests: Vec<Guest> = if all {
+        GUESTS.iter().filter(|info| info.hosted).map(|info| info.guest).collect()
+    } else {
+        resolve::twice("guest", &args.guests)?;
+        let guest = |name: &String| {
+            Guest::by_name(name).ok_or_else(|| CliError::UnknownBuiltIn(name.clone()))
+        };
+        args.guests.iter().map(guest).collect::<Result<_, _>>()?
+    };
+    let mut specs = Vec::new();
+    for guest in guests {
+        for guest_chunk in &args.guest_chunk.0 {
+            if all && !guest.info().takes_bound() {
+                // --bound is for those that have one.
+                specs.push(GuestSpec { guest, bound: BOUND_OWN, guest_chunk: *guest_chunk });
+                continue;
+            }
+            for bound in &args.bound.0 {
+                specs.push(GuestSpec { guest, bound: *bound, guest_chunk: *guest_chunk });
+            }
+        }
+    }
+    Ok(specs)
+}

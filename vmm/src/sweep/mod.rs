@@ -1,0 +1,357 @@
+//! Sweeping hosts and guests: which bound survives which host.
+//!
+//! A cell is a host (chunk size, and stall or contention) and a guest (which, its bound, how much it
+//! asks for at a time). Its conversion is run on `hosted` with one seed after another, and survives if
+//! the guest reports success and all pages are converted. A sample of cells is run in VMs too, and has
+//! to give the same verdict and the same number of calls.
+
+mod odds;
+mod report;
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use mapgpa_abi::Direction;
+use mapgpa_abi::params::{BOUND_OWN, Layout, Plan};
+use mapgpa_guests::{Bound, Guest};
+
+pub use odds::{Patience, Trouble, closed_form, positions, wilson};
+pub use report::{Cell, SCHEMA, SweepReport, Verified};
+
+use crate::case::{Backend, Case, GuestSource, RunError};
+use crate::engine::{Ending, Event, EventSink, Then};
+use crate::interrupt;
+use crate::judge::Rules;
+use crate::one_line;
+use crate::policy::{Policy, PolicyError};
+use crate::units::show_size;
+
+/// The most seeds that a thread takes at a time.
+const SEEDS_AT_ONCE: u64 = 8;
+
+/// The most calls of a conversion that is run in a VM too: a second or two.
+const VERIFIED_CALLS: u64 = 50_000;
+
+/// A guest of a sweep.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct GuestSpec {
+    /// Which.
+    pub guest: Guest,
+    /// Its bound, as in the parameter page.
+    pub bound: u64,
+    /// The most bytes that it asks for at a time; 0: no limit.
+    pub guest_chunk: u64,
+}
+
+/// A host of a sweep.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct HostSpec {
+    /// Bytes that one call converts.
+    pub chunk: u64,
+    /// What each position meets.
+    pub trouble: Trouble,
+}
+
+/// What is swept.
+#[derive(Debug, Clone)]
+pub struct Sweep {
+    /// The hosts.
+    pub hosts: Vec<HostSpec>,
+    /// The guests.
+    pub guests: Vec<GuestSpec>,
+    /// Bytes converted, to shared.
+    pub range: u64,
+    /// The first seed.
+    pub seed: u64,
+    /// Seeds of a cell in which something is drawn; 1 is enough for the others.
+    pub seeds: u64,
+    /// Threads.
+    pub jobs: usize,
+    /// When one conversion is ended at the latest.
+    pub timeout: Duration,
+    /// Cells that are run in VMs too; 0: none.
+    pub verify: usize,
+    /// Guest-physical address width in bits.
+    pub gpaw: u32,
+}
+
+/// How one conversion went.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+struct Tally {
+    calls: u64,
+    completed: bool,
+    failed: bool,
+}
+
+impl Tally {
+    const fn survived(&self) -> bool {
+        self.completed && !self.failed
+    }
+}
+
+impl EventSink for Tally {
+    fn on(&mut self, event: &Event<'_>) -> Then {
+        match event {
+            Event::Call(_) => self.calls += 1,
+            Event::Closed { ending: Ending::Completed, missing: None, .. } => self.completed = true,
+            Event::Closed { .. }
+            | Event::Panic { .. }
+            | Event::Crash { .. }
+            | Event::Exit { success: false, .. }
+            | Event::Timeout => self.failed = true,
+            _ => {}
+        }
+        Then::GoOn
+    }
+}
+
+/// Sums over the runs of a cell.
+#[derive(Debug, Clone, Default)]
+struct Sums {
+    runs: u64,
+    survived: u64,
+    calls: u64,
+    calls_survived: u64,
+    /// The run of the sweep's first seed.
+    first: Option<Tally>,
+    error: Option<String>,
+}
+
+impl Sums {
+    fn add(&mut self, other: Self) {
+        self.first = self.first.or(other.first);
+        self.runs += other.runs;
+        self.survived += other.survived;
+        self.calls += other.calls;
+        self.calls_survived += other.calls_survived;
+        self.error = self.error.take().or(other.error);
+    }
+}
+
+impl HostSpec {
+    /// The spec string of its policy.
+    #[must_use]
+    pub fn spec(&self) -> String {
+        let chunk = show_size(self.chunk);
+        match self.trouble {
+            Trouble::Stall(0) => format!("chunk={chunk}"),
+            Trouble::Stall(stall) => format!("chunk={chunk},stall={stall}"),
+            Trouble::Contention(p) => format!("chunk={chunk},contention={p}"),
+        }
+    }
+}
+
+impl GuestSpec {
+    /// How it retries.
+    #[must_use]
+    pub fn patience(&self) -> Patience {
+        let info = self.guest.info();
+        let bound = Bound::from_param(self.bound).or(info.own_bound);
+        Patience { retries: info.retries, bound }
+    }
+}
+
+impl Sweep {
+    /// The cells, as cases on `hosted`, guests first.
+    ///
+    /// # Errors
+    /// A chunk or a probability makes no policy.
+    pub fn cases(&self) -> Result<Vec<Case>, PolicyError> {
+        let mut cases = Vec::with_capacity(self.guests.len() * self.hosts.len());
+        for guest in &self.guests {
+            for host in &self.hosts {
+                cases.push(Case {
+                    guest: GuestSource::BuiltIn(guest.guest),
+                    policy: Policy::parse(&host.spec())?,
+                    backend: Backend::Hosted,
+                    seed: self.seed,
+                    gpaw: self.gpaw,
+                    plan: Plan::One(Direction::ToShared),
+                    layout: Layout::Contiguous,
+                    range: self.range,
+                    memory: None,
+                    bound: guest.bound,
+                    guest_chunk: guest.guest_chunk,
+                    vcpus: 1,
+                    timeout: self.timeout,
+                    rules: Rules::default(),
+                    trace: None,
+                });
+            }
+        }
+        Ok(cases)
+    }
+
+    /// The guest and the host of cell `at` of [`Sweep::cases`].
+    fn specs(&self, at: usize) -> (GuestSpec, HostSpec) {
+        (self.guests[at / self.hosts.len()], self.hosts[at % self.hosts.len()])
+    }
+
+    /// Runs `cases`, made by [`Sweep::cases`] and checked; `progress` is called with how many of how
+    /// many parts are done.
+    pub fn run(&self, cases: &[Case], progress: impl Fn(usize, usize) + Sync) -> SweepReport {
+        let started = Instant::now();
+        let parts = self.parts(cases.len());
+        let (next, done) = (AtomicUsize::new(0), AtomicUsize::new(0));
+        let sums: Mutex<BTreeMap<usize, Sums>> = Mutex::new(BTreeMap::new());
+        std::thread::scope(|scope| {
+            for _ in 0..self.jobs.min(parts.len()) {
+                scope.spawn(|| {
+                    while !interrupt::requested() {
+                        let part = parts.get(next.fetch_add(1, Ordering::Relaxed));
+                        let Some(&(at, first, count)) = part else { return };
+                        let part = runs(&cases[at], first, count, self.seed);
+                        let mut sums = sums.lock().unwrap_or_else(PoisonError::into_inner);
+                        sums.entry(at).or_default().add(part);
+                        drop(sums);
+                        progress(done.fetch_add(1, Ordering::Relaxed) + 1, parts.len());
+                    }
+                });
+            }
+        });
+        let sums = sums.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let (verified, not_verified) = match self.verify {
+            0 => (Vec::new(), Some("not asked for".to_owned())),
+            _ => match crate::backend::emulated::default_gpaw() {
+                Ok(_) => (self.verify(cases, &sums), None),
+                Err(error) => (Vec::new(), Some(one_line(&error))),
+            },
+        };
+        let wall_ns = u64::try_from(started.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        let cells = sums.iter().map(|(at, sums)| self.cell(*at, sums)).collect();
+        SweepReport::new(self, cells, verified, not_verified, wall_ns)
+    }
+
+    /// Cell, first seed and number of seeds of each part of the work; a cell's first part comes
+    /// before its others, so that it has the first seed.
+    fn parts(&self, cells: usize) -> Vec<(usize, u64, u64)> {
+        let mut parts = Vec::new();
+        for at in 0..cells {
+            let drawn = matches!(self.specs(at).1.trouble, Trouble::Contention(_));
+            let seeds = if drawn { self.seeds } else { 1 };
+            let mut first = 0;
+            while first < seeds {
+                let count = SEEDS_AT_ONCE.min(seeds - first);
+                parts.push((at, self.seed.wrapping_add(first), count));
+                first += count;
+            }
+        }
+        parts
+    }
+
+    fn cell(&self, at: usize, sums: &Sums) -> Cell {
+        let (guest, host) = self.specs(at);
+        let patience = guest.patience();
+        let whole = if guest.guest_chunk == 0 { self.range } else { guest.guest_chunk };
+        let n = positions(self.range, guest.guest_chunk, host.chunk);
+        let pieces = self.range.div_ceil(whole);
+        let closed_form = closed_form(host.trouble, patience, n, pieces);
+        let interval = match host.trouble {
+            // Nothing is drawn: one run says all.
+            Trouble::Stall(_) if sums.runs > 0 => {
+                let exact = f64::from(u8::from(sums.survived > 0));
+                (exact, exact)
+            }
+            _ => wilson(sums.survived, sums.runs),
+        };
+        Cell {
+            guest: guest.guest.info().name.to_owned(),
+            bound: (patience.bound != u64::MAX && patience.retries).then_some(patience.bound),
+            own_bound: guest.bound == BOUND_OWN,
+            retries: patience.retries,
+            guest_chunk: (guest.guest_chunk != 0).then_some(guest.guest_chunk),
+            policy: host.spec(),
+            chunk: host.chunk,
+            stall: match host.trouble {
+                Trouble::Stall(stall) => Some(stall),
+                Trouble::Contention(_) => None,
+            },
+            contention: match host.trouble {
+                Trouble::Stall(_) => None,
+                Trouble::Contention(p) => Some(p),
+            },
+            positions: n,
+            runs: sums.runs,
+            survived: sums.survived,
+            low: interval.0,
+            high: interval.1,
+            closed_form,
+            calls: mean(sums.calls, sums.runs),
+            calls_survived: mean(sums.calls_survived, sums.survived),
+            error: sums.error.clone(),
+        }
+    }
+
+    /// Runs cells spread over all that a VM does soon in VMs, with the first seed.
+    fn verify(&self, cases: &[Case], sums: &BTreeMap<usize, Sums>) -> Vec<Verified> {
+        let candidates: Vec<(usize, &Sums, Tally)> = sums
+            .iter()
+            .filter_map(|(at, sums)| Some((*at, sums, sums.first?)))
+            .filter(|(_, _, first)| first.calls <= VERIFIED_CALLS)
+            .collect();
+        let wanted = self.verify.min(candidates.len());
+        let mut verified = Vec::with_capacity(wanted);
+        for n in 0..wanted {
+            if interrupt::requested() {
+                break;
+            }
+            let (at, hosted, first) = candidates[n * candidates.len() / wanted];
+            let case = Case { backend: Backend::Emulated, ..cases[at].clone() };
+            let vm = one(&case);
+            let cell = self.cell(at, hosted);
+            verified.push(Verified {
+                guest: cell.guest,
+                policy: cell.policy,
+                bound: cell.bound,
+                guest_chunk: cell.guest_chunk,
+                seed: self.seed,
+                survived: first.survived(),
+                calls: first.calls,
+                vm_survived: vm.as_ref().ok().map(Tally::survived),
+                vm_calls: vm.as_ref().ok().map(|tally| tally.calls),
+                error: vm.err().map(|error| one_line(&error)),
+            });
+        }
+        verified
+    }
+}
+
+/// Runs of a cell with `count` seeds from `first` on; that of seed `kept` is kept.
+fn runs(case: &Case, first: u64, count: u64, kept: u64) -> Sums {
+    let mut sums = Sums::default();
+    for seed in (0..count).map(|n| first.wrapping_add(n)) {
+        if interrupt::requested() {
+            break;
+        }
+        match one(&Case { seed, ..case.clone() }) {
+            Ok(tally) => {
+                if seed == kept {
+                    sums.first = Some(tally);
+                }
+                let survived = u64::from(tally.survived());
+                sums.runs += 1;
+                sums.survived += survived;
+                sums.calls += tally.calls;
+                sums.calls_survived += tally.calls * survived;
+            }
+            Err(error) => sums.error = Some(one_line(&error)),
+        }
+    }
+    sums
+}
+
+/// One conversion.
+fn one(case: &Case) -> Result<Tally, RunError> {
+    let end = case.run_into(Tally::default(), 0)?;
+    match end.error {
+        Some(error) => Err(error),
+        None => Ok(end.sink),
+    }
+}
+
+#[expect(clippy::cast_precision_loss, reason = "a mean of counts")]
+fn mean(sum: u64, count: u64) -> Option<f64> {
+    (count > 0).then(|| sum as f64 / count as f64)
+}
