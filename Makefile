@@ -3,7 +3,7 @@
 CARGO ?= cargo
 TARGET := x86_64-unknown-linux-gnu
 
-.PHONY: demo test lint bench static lab lab-test clean
+.PHONY: demo test lint bench bench-check static lab lab-test clean
 
 # Every guest against every policy, each case in a VM of its own.
 demo:
@@ -20,6 +20,10 @@ lint:
 # The engine against the bare work, as ratios; fails if one is over its limit.
 bench:
 	$(CARGO) bench --quiet --bench ratios
+
+# The hot paths' instruction counts against fixtures/bench/instructions.toml; holds on any machine.
+bench-check:
+	$(CARGO) bench --quiet --bench instructions
 
 # One file to copy to another machine.
 static:

@@ -7,9 +7,11 @@ use mapgpa_abi::params::{BOUND_OWN, Layout, Params, Plan};
 use mapgpa_abi::{Direction, PAGE_SIZE_1G};
 use mapgpa_guests::Guest;
 
+use crate::backend::emulated::KernelMode;
 use crate::backend::{End, Setup, emulated, hosted};
 use crate::engine::{EventSink, Settings};
 use crate::judge::{Judge, Rules};
+use crate::linux::boot::BootError;
 use crate::memory::MemoryError;
 use crate::pagemap::Pages;
 use crate::policy::Policy;
@@ -200,6 +202,19 @@ pub enum RunError {
     /// Guest memory failed.
     #[error(transparent)]
     Memory(#[from] MemoryError),
+    /// This host's KVM cannot run kernels at speed.
+    #[error(
+        "this host's KVM cannot run a kernel: code at CPL 0 runs at {:.1} million instructions a \
+         second{}, a kernel needs {:.0}; `make lab` has a KVM that can, on any machine (docs/lab.md)",
+        mode.mips, if mode.sse { "" } else { " and without SSE" }, KernelMode::FIT_MIPS
+    )]
+    Unfit {
+        /// What was found.
+        mode: KernelMode,
+    },
+    /// A kernel does not fit into memory.
+    #[error(transparent)]
+    Boot(BootError),
     /// The trace cannot be written.
     #[error("--trace {}: cannot be written", path.display())]
     Trace {
@@ -341,13 +356,19 @@ impl Case {
     /// # Errors
     /// The run could not begin.
     pub fn run(&self) -> Result<Ran, RunError> {
+        let fresh = self.trace.as_ref().is_some_and(|path| !path.exists());
         let trace = match &self.trace {
             Some(path) => Some(Trace::create(path).map_err(|source| trace_error(path, source))?),
             None => None,
         };
         let recorder = Recorder::new(self.judge(), trace);
         let started = Instant::now();
-        let end = self.run_into(recorder, TOUCHED)?;
+        let end = self.run_into(recorder, TOUCHED).inspect_err(|_| {
+            // A run that did not begin leaves nothing behind.
+            if let Some(path) = self.trace.as_ref().filter(|_| fresh) {
+                let _ = std::fs::remove_file(path);
+            }
+        })?;
         let wall = started.elapsed();
         let record = end.sink.finish().map_err(|source| {
             trace_error(self.trace.as_deref().unwrap_or(Path::new("")), source)
@@ -423,15 +444,7 @@ impl Case {
         wall: Duration,
     ) -> Ran {
         let judgement = record.judgement;
-        let verdict = if error.is_some() || interrupted {
-            Verdict::Error
-        } else if !judgement.violations.is_empty() {
-            Verdict::Fail
-        } else if !judgement.exercised {
-            Verdict::NotExercised
-        } else {
-            Verdict::Pass
-        };
+        let verdict = Verdict::of(&judgement, error.is_none() && !interrupted);
         let wall_ns = u64::try_from(wall.as_nanos()).unwrap_or(u64::MAX);
         let report = RunReport {
             schema: crate::report::RUN_SCHEMA,
@@ -456,6 +469,8 @@ impl Case {
             checks_off: checks_off.to_vec(),
             conversations: record.conversations,
             totals: Totals { exits, wall_ns, ..record.totals },
+            kernel: None,
+            console: None,
             host: Host::this(),
         };
         Ran { report, interrupted, error, data: record.data }
@@ -467,6 +482,7 @@ fn flatten<S, E: Into<RunError>>(end: End<S, E>) -> End<S, RunError> {
     End { sink, exits, work, interrupted, checks_off, error: error.map(Into::into) }
 }
 
-fn trace_error(path: &Path, source: std::io::Error) -> RunError {
+/// An error of writing the trace.
+pub(crate) fn trace_error(path: &Path, source: std::io::Error) -> RunError {
     RunError::Trace { path: path.to_owned(), source }
 }

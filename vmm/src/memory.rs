@@ -1,6 +1,6 @@
 //! What the engine asks of guest memory when pages change state.
 
-use mapgpa_abi::Direction;
+use mapgpa_abi::{Alias, Direction};
 
 use crate::pagemap::{PageMap, Pages};
 
@@ -48,4 +48,20 @@ pub trait Memory {
     /// # Errors
     /// A host call failed.
     fn accept(&mut self, run: Pages, map: &PageMap) -> Result<(), MemoryError>;
+}
+
+/// Guest memory whose contents the VMM can reach, as the TDX module and the host do for a guest.
+pub trait Contents: Memory {
+    /// Reads what is behind `alias` at `gpa` (bytes, without the shared bit); false if that is not
+    /// all RAM. The page map is not asked.
+    ///
+    /// # Errors
+    /// A host call failed.
+    fn read(&mut self, gpa: u64, alias: Alias, bytes: &mut [u8]) -> Result<bool, MemoryError>;
+
+    /// Writes it.
+    ///
+    /// # Errors
+    /// A host call failed.
+    fn write(&mut self, gpa: u64, alias: Alias, bytes: &[u8]) -> Result<bool, MemoryError>;
 }

@@ -281,6 +281,14 @@ fn interrupted(mut command: Command, ready: impl Fn() -> bool) -> (Option<i32>, 
     }
     let kill = Command::new("kill").args(["-INT", &child.id().to_string()]).status();
     assert!(kill.is_ok_and(|status| status.success()), "it runs");
+    // What is said fits in the pipes.
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while child.try_wait().expect("it is ours").is_none() {
+        if Instant::now() > deadline {
+            child.kill().expect("it runs");
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
     let (mut out, mut err) = (String::new(), String::new());
     child.stdout.take().expect("piped").read_to_string(&mut out).expect("UTF-8");
     child.stderr.take().expect("piped").read_to_string(&mut err).expect("UTF-8");

@@ -211,6 +211,9 @@ fn reference_has_no_violation_on_many_vcpus() {
 
 #[test]
 fn reference_has_no_violation_for_thousands_of_seeds() {
+    // More of them: MAPGPA_SEEDS=1000000 cargo test --release --test hosted
+    let seeds = std::env::var("MAPGPA_SEEDS").ok().and_then(|seeds| seeds.parse().ok());
+    let seeds: u64 = seeds.unwrap_or(10_000);
     let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get) as u64;
     let faults: Vec<String> = std::thread::scope(|scope| {
         let hunts: Vec<_> = (0..threads)
@@ -219,7 +222,7 @@ fn reference_has_no_violation_for_thousands_of_seeds() {
                     let mut faults = Vec::new();
                     for name in ["random", "hostile-random"] {
                         let mut case = hosted(Guest::Reference, name);
-                        for seed in (thread..10_000).step_by(usize::try_from(threads).expect("few"))
+                        for seed in (thread..seeds).step_by(usize::try_from(threads).expect("few"))
                         {
                             case.seed = seed;
                             case.plan = PLANS[usize::try_from(seed % 3).expect("few")];
@@ -235,6 +238,28 @@ fn reference_has_no_violation_for_thousands_of_seeds() {
         hunts.into_iter().flat_map(|hunt| hunt.join().expect("no panic")).collect()
     });
     assert!(faults.is_empty(), "{} faults: {:#?}", faults.len(), &faults[..faults.len().min(9)]);
+}
+
+#[test]
+fn guests_that_should_survive_legal_behaviour_do_so_for_every_seed() {
+    let expectations = Expectations::built_in().expect("well formed");
+    for guest in guests() {
+        let name = guest.info().name;
+        for policy in ["random", "contention=0.1"] {
+            if !expectations.of(name, policy).is_empty() {
+                continue;
+            }
+            for seed in 0..40 {
+                let mut case = Case { seed, range: M2 / 4, ..hosted(guest, policy) };
+                case.plan = PLANS[usize::try_from(seed % 3).expect("few")];
+                let report = run(&case).report;
+                let excused = report.class != Class::Legal;
+                let fine = report.violations.is_empty();
+                assert!(fine, "{name} {policy} {seed}: {:?}", report.violations);
+                assert!(excused || report.guest_result == GuestResult::Success, "{name} {seed}");
+            }
+        }
+    }
 }
 
 #[test]

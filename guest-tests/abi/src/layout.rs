@@ -39,6 +39,12 @@ pub const VECTOR_SIZE: u64 = 16;
 /// Number of exception entry points.
 pub const VECTORS: u64 = 32;
 
+/// The first GPA after RAM of `memory` bytes, which lies around the hole.
+#[must_use]
+pub const fn end_of_ram(memory: u64) -> u64 {
+    if memory > HOLE_START { memory - HOLE_START + HOLE_END } else { memory }
+}
+
 /// RSP of `vcpu` at the entry point: a multiple of 16.
 #[must_use]
 pub const fn stack_top(vcpu: u64) -> u64 {

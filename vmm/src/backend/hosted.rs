@@ -19,6 +19,7 @@ use crate::engine::{Engine, Event, EventSink, Flow, Settings};
 use crate::interrupt;
 use crate::memory::{HostWork, Memory, MemoryError};
 use crate::pagemap::{PageMap, Pages};
+use crate::platform::{Bare, NoCpu};
 use crate::tdcall;
 
 /// TDCALLs between two looks at the clock and at Ctrl-C.
@@ -228,7 +229,7 @@ impl<S: EventSink> Td for Vcpu<'_, S> {
         if self.look_in == 0 {
             self.look();
         }
-        let flow = tdcall::tdcall(&mut *self.run.engine(), self.index, regs);
+        let flow = tdcall::tdcall(&mut *self.run.engine(), self.index, regs, &Bare, &NoCpu);
         match flow {
             Ok(flow) => self.follow(flow),
             Err(error) => {

@@ -3,11 +3,13 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use clap::builder::ArgPredicate;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use mapgpa_abi::Direction;
 use mapgpa_abi::params::{BOUND_NONE, Layout, Plan};
 
 use super::lists;
+use crate::linux::machine::Until;
 use crate::units;
 
 const AFTER: &str = "\
@@ -100,23 +102,83 @@ pub(super) enum Command {
 }
 
 #[derive(Debug, Args)]
+#[command(mut_arg("timeout", |arg| {
+    arg.default_value_if("kernel", ArgPredicate::IsPresent, "60s")
+        .help("When the guest is ended at the latest; with --kernel after 60s")
+}))]
 pub(super) struct RunArgs {
     /// A guest's name (`mapgpa list guests`), or the file of an ELF made with the guest kit
-    pub(super) guest: String,
+    #[arg(required_unless_present = "kernel", conflicts_with = "kernel")]
+    pub(super) guest: Option<String>,
     /// The policy: a spec string, or a file (*.toml); `mapgpa list policies` has the grammar
     #[arg(long, default_value = "complete")]
     pub(super) policy: String,
     #[command(flatten)]
     pub(super) case: CaseArgs,
+    #[command(flatten)]
+    pub(super) linux: LinuxArgs,
     /// Writes a line of JSON for each MapGPA call to this file
     #[arg(long, value_name = "FILE")]
     pub(super) trace: Option<PathBuf>,
     /// The most bytes that the guest asks for at a time
     #[arg(long, value_name = "SIZE", value_parser = units::page_size)]
     pub(super) guest_chunk: Option<u64>,
+    /// Exit codes for `git bisect run`: 125 for what could not be tested
+    #[arg(long)]
+    pub(super) git_bisect: bool,
     /// Output form
     #[arg(long, value_enum, default_value_t)]
     pub(super) format: Format,
+}
+
+/// Options of a run with a Linux kernel as the guest.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "A Linux kernel as the guest")]
+pub(super) struct LinuxArgs {
+    /// The kernel: a bzImage or vmlinux with CONFIG_INTEL_TDX_GUEST, unmodified
+    #[arg(long, value_name = "IMAGE")]
+    pub(super) kernel: Option<PathBuf>,
+    /// An initrd instead of our own, which says what it does and resets the machine
+    #[arg(long, value_name = "FILE", requires = "kernel")]
+    pub(super) initrd: Option<PathBuf>,
+    /// More for the kernel's command line
+    #[arg(long, value_name = "TEXT", requires = "kernel", allow_hyphen_values = true)]
+    pub(super) cmdline: Option<String>,
+    /// Size of swiotlb, which the kernel shares when it boots [default: the kernel's own, 64M]
+    #[arg(long, value_name = "SIZE", requires = "kernel", value_parser = units::page_size)]
+    pub(super) swiotlb: Option<u64>,
+    /// A module that our init loads and unloads again; in order, for several
+    #[arg(long, value_name = "FILE.ko", requires = "kernel", conflicts_with = "initrd")]
+    pub(super) module: Vec<PathBuf>,
+    /// At the end our init kexecs, for which the kernel walks all shared memory back to private
+    #[arg(long, requires = "kernel", conflicts_with = "initrd")]
+    pub(super) kexec: bool,
+    /// Ends the run there, if the kernel does not end it first [default: exit; userspace with --initrd]
+    #[arg(long, value_enum, requires = "kernel")]
+    pub(super) until: Option<UntilArg>,
+    /// Shows the console as it comes, on stderr with --format json
+    #[arg(long, requires = "kernel")]
+    pub(super) console: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum UntilArg {
+    /// User space is reached
+    Userspace,
+    /// The first conversion has ended, well or badly
+    Conversions,
+    /// Power-off, reset or panic
+    Exit,
+}
+
+impl From<UntilArg> for Until {
+    fn from(until: UntilArg) -> Self {
+        match until {
+            UntilArg::Userspace => Self::Userspace,
+            UntilArg::Conversions => Self::Conversions,
+            UntilArg::Exit => Self::Exit,
+        }
+    }
 }
 
 #[derive(Debug, Args)]

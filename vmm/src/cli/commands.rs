@@ -5,8 +5,8 @@ use std::io::{self, Write};
 use mapgpa_guests::{GUESTS, Guest};
 
 use super::args::{DirectionArg, Format, Listed, RunArgs};
-use super::{CliError, Found, output, resolve};
-use crate::case::{Case, GuestSource};
+use super::{CliError, Found, linux, output, resolve};
+use crate::case::{Case, GuestSource, Ran};
 use crate::explain::explain as explain_policy;
 use crate::host;
 use crate::judge::CHECKS;
@@ -137,13 +137,25 @@ pub(super) fn explain(
 
 /// `mapgpa run`
 pub(super) fn run(args: &RunArgs) -> Result<Found, CliError> {
-    let guest = resolve::guest(&args.guest)?;
+    let ran = match (&args.guest, &args.linux.kernel) {
+        (_, Some(kernel)) => linux::run(args, kernel)?,
+        (guest, None) => run_guest(args, guest.as_deref().unwrap_or_default())?,
+    };
+    report(args, &ran)
+}
+
+fn run_guest(args: &RunArgs, guest: &str) -> Result<Ran, CliError> {
+    let guest = resolve::guest(guest)?;
     let policy = Policy::parse(&args.policy)?;
     let mut case = resolve::case(guest, policy, &args.case, resolve::backend(&args.case)?);
     case.guest_chunk = args.guest_chunk.unwrap_or(0);
     case.trace.clone_from(&args.trace);
     case.check()?;
-    let ran = case.run()?;
+    Ok(case.run()?)
+}
+
+/// Writes the report of a run; what the exit code is made of.
+fn report(args: &RunArgs, ran: &Ran) -> Result<Found, CliError> {
     output::stdout(|out| match args.format {
         Format::Text => text::run(out, &ran.report),
         Format::Json => output::json(out, &ran.report),
@@ -155,5 +167,9 @@ pub(super) fn run(args: &RunArgs) -> Result<Found, CliError> {
     if ran.interrupted {
         return Ok(Found::Interrupted);
     }
-    Ok(if ran.report.verdict == Verdict::Fail { Found::Violations } else { Found::Expected })
+    Ok(match ran.report.verdict {
+        Verdict::Fail => Found::Violations,
+        Verdict::NotExercised if args.git_bisect => Found::HostCannot,
+        _ => Found::Expected,
+    })
 }

@@ -63,8 +63,8 @@ pub(super) fn compare(args: &CompareArgs) -> Result<Found, CliError> {
 /// The report that `sweep --json` wrote.
 fn read_sweep(path: &Path) -> Result<SweepReport, CliError> {
     let name = || path.display().to_string();
-    let text = std::fs::read_to_string(path)
-        .map_err(|source| CliError::Read { path: name(), source })?;
+    let text =
+        std::fs::read_to_string(path).map_err(|source| CliError::Read { path: name(), source })?;
     match serde_json::from_str::<SweepReport>(&text) {
         Ok(report) if report.schema == sweep::SCHEMA => Ok(report),
         Ok(_) => Err(CliError::NoSweep { path: name(), source: None }),

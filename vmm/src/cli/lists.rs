@@ -82,9 +82,8 @@ pub(super) fn probabilities(text: &str) -> Result<List<f64>, String> {
     const STEPS: [f64; 6] = [0.01, 0.02, 0.05, 0.1, 0.2, 0.5];
     list(text, |item| {
         let error = || format!("expected a probability from 0 to 1, or A..B, found \"{item}\"");
-        let number = |text: &str| {
-            text.parse().ok().filter(|p| (0.0..=1.0).contains(p)).ok_or_else(error)
-        };
+        let number =
+            |text: &str| text.parse().ok().filter(|p| (0.0..=1.0).contains(p)).ok_or_else(error);
         if item == "none" {
             return Ok(vec![]);
         }
@@ -112,10 +111,7 @@ mod tests {
         assert_eq!(stalls("0..2,5"), Ok(List(vec![0, 1, 2, 5])));
         assert_eq!(stalls("none"), Ok(List(vec![])));
         assert_eq!(bounds("0..2,own,none"), Ok(List(vec![1, 2, BOUND_OWN, BOUND_NONE])));
-        assert_eq!(
-            probabilities("0..0.5"),
-            Ok(List(vec![0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5]))
-        );
+        assert_eq!(probabilities("0..0.5"), Ok(List(vec![0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5])));
         assert_eq!(probabilities("0.3"), Ok(List(vec![0.3])));
     }
 

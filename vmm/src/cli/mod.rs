@@ -3,6 +3,7 @@
 mod args;
 mod commands;
 mod compare;
+mod linux;
 mod lists;
 mod output;
 mod resolve;
@@ -16,6 +17,7 @@ use clap::Parser;
 use crate::case::{CaseError, RunError};
 use crate::compare::CompareError;
 use crate::expect::ExpectError;
+use crate::linux::case::LinuxError;
 use crate::memory::MemoryError;
 use crate::one_line;
 use crate::policy::PolicyError;
@@ -60,6 +62,9 @@ enum CliError {
     /// A run could not be done.
     #[error(transparent)]
     Run(#[from] RunError),
+    /// A kernel cannot be run as asked.
+    #[error(transparent)]
+    Linux(#[from] LinuxError),
     /// Options that do not go together.
     #[error("{0}")]
     Conflict(&'static str),
@@ -88,6 +93,9 @@ impl CliError {
         }
     }
 }
+
+/// The exit code by which `git bisect run` skips a commit.
+const NOT_TESTED: u8 = 125;
 
 /// What a command found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -146,6 +154,7 @@ pub fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(error) => return usage(&error),
     };
+    let bisect = matches!(&cli.command, Command::Run(args) if args.git_bisect);
     let result = crate::interrupt::install()
         .map_err(|source| CliError::Io("cannot handle signals", source))
         .and_then(|()| match cli.command {
@@ -160,6 +169,12 @@ pub fn main() -> ExitCode {
             Command::Sweep(args) => sweep::sweep(&args),
         });
     match result {
+        Ok(Found::HostCannot) | Err(_) if bisect => {
+            if let Err(error) = result {
+                eprintln!("mapgpa: {}", one_line(&error));
+            }
+            ExitCode::from(NOT_TESTED)
+        }
         Ok(found) => found.into(),
         // Whoever read our output has closed it: that is no failure of ours to report.
         Err(CliError::Io(_, source)) if source.kind() == std::io::ErrorKind::BrokenPipe => {

@@ -50,6 +50,15 @@ pub(super) fn backend(args: &CaseArgs) -> Result<(Backend, u32), CliError> {
     }
 }
 
+/// The judge's limits.
+pub(super) fn rules(args: &CaseArgs) -> Rules {
+    Rules {
+        max_no_progress: args.max_no_progress,
+        max_calls: args.max_calls,
+        stop: args.on_violation == OnViolation::Stop,
+    }
+}
+
 /// The case of `guest` and `policy` with the options of `args`, on a backend.
 pub(super) fn case(
     guest: GuestSource,
@@ -71,11 +80,7 @@ pub(super) fn case(
         guest_chunk: 0,
         vcpus: args.vcpus,
         timeout: args.timeout,
-        rules: Rules {
-            max_no_progress: args.max_no_progress,
-            max_calls: args.max_calls,
-            stop: args.on_violation == OnViolation::Stop,
-        },
+        rules: rules(args),
         trace: None,
     }
 }

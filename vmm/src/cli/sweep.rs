@@ -32,7 +32,9 @@ pub(super) fn sweep(args: &SweepArgs) -> Result<Found, CliError> {
         gpaw: emulated::default_gpaw().unwrap_or(HOSTED_GPAW),
     };
     if sweep.hosts.len().saturating_mul(sweep.guests.len()) > CELLS_MAX {
-        return Err(CliError::Conflict("sweep: more than 100000 cells; leave out values of an axis"));
+        return Err(CliError::Conflict(
+            "sweep: more than 100000 cells; leave out values of an axis",
+        ));
     }
     let cases = sweep.cases()?;
     cases.iter().try_for_each(Case::check)?;
@@ -81,7 +83,9 @@ fn hosts(args: &SweepArgs) -> Result<Vec<HostSpec>, CliError> {
     let drawn = args.contention.0.iter().filter(|p| **p > 0.0 || args.stall.0.is_empty());
     let troubles = stalls.chain(drawn.map(|p| Trouble::Contention(*p)));
     let hosts: Vec<HostSpec> = troubles
-        .flat_map(|trouble| args.chunk.0.iter().map(move |chunk| HostSpec { chunk: *chunk, trouble }))
+        .flat_map(|trouble| {
+            args.chunk.0.iter().map(move |chunk| HostSpec { chunk: *chunk, trouble })
+        })
         .collect();
     if hosts.is_empty() {
         return Err(CliError::Conflict("sweep: no hosts: give --stall or --contention a value"));

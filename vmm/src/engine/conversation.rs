@@ -2,8 +2,10 @@
 //!
 //! Guest tests mark begin and end on the channel. Without marks (kernels, firmware) a request
 //! belongs to the open conversation if the last reply was RETRY and the request starts at the R11
-//! of that reply, or lies in the conversation's range in the same direction; any other request
-//! opens a new one, and what was open has been given up.
+//! of that reply, or lies in the conversation's range in the same direction and its vCPU has done
+//! nothing else since; any other request opens a new one, and what was open has been given up.
+
+use std::time::Instant;
 
 use mapgpa_abi::Direction;
 use mapgpa_abi::tdcall::status;
@@ -24,6 +26,10 @@ pub(super) struct Open {
     pub(super) retry: Option<Retry>,
     /// The last reply was SUCCESS.
     pub(super) succeeded: bool,
+    /// Since the last reply its vCPU has done what a retry loop does not.
+    pub(super) moved_on: bool,
+    /// When its first request came.
+    began: Option<Instant>,
 }
 
 /// A RETRY that was said.
@@ -37,7 +43,15 @@ pub(super) struct Retry {
 
 impl Open {
     pub(super) const fn new(conversation: Conversation, marked: bool) -> Self {
-        Self { conversation, marked, no_progress: 0, retry: None, succeeded: false }
+        Self {
+            conversation,
+            marked,
+            no_progress: 0,
+            retry: None,
+            succeeded: false,
+            moved_on: false,
+            began: None,
+        }
     }
 
     /// An unmarked conversation that `request` opens.
@@ -49,6 +63,7 @@ impl Open {
             requests: 0,
             retries: 0,
             no_progress: 0,
+            ns: 0,
         };
         Self::new(conversation, false)
     }
@@ -58,7 +73,8 @@ impl Open {
         self.marked
             || self.retry.is_some_and(|retry| {
                 retry.r11 == request.raw_gpa
-                    || (request.to == self.conversation.to
+                    || (!self.moved_on
+                        && request.to == self.conversation.to
                         && contains(self.conversation.pages, request.pages()))
             })
     }
@@ -93,10 +109,19 @@ impl Open {
         }
     }
 
+    /// Takes note of the time that a request which came at `begun` has been answered.
+    pub(super) fn timed(&mut self, begun: Option<Instant>) {
+        if let Some(begun) = begun {
+            let first = *self.began.get_or_insert(begun);
+            self.conversation.ns = super::nanos(first.elapsed());
+        }
+    }
+
     /// Takes note of a reply that left `next` as the first page not converted. An R11 ahead of the
     /// truth (`skips`) is progress as far as any guest can see.
     pub(super) fn replied(&mut self, code: u64, r11: u64, converted: u64, next: u64, skips: bool) {
         let retry = code == status::RETRY;
+        self.moved_on = false;
         self.conversation.requests += 1;
         self.conversation.retries += u64::from(retry);
         self.succeeded = code == status::SUCCESS;

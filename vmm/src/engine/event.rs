@@ -123,6 +123,8 @@ pub struct Conversation {
     pub retries: u64,
     /// Replies without progress.
     pub no_progress: u64,
+    /// Nanoseconds from its first request to the last reply; 0 without timing.
+    pub ns: u64,
 }
 
 /// How a conversation ended.
@@ -134,6 +136,17 @@ pub enum Ending {
     GaveUp(Option<u64>),
     /// The run ended first.
     NeverReturned,
+}
+
+/// What a line of a kernel's console tells the judge.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Alarm {
+    /// A conversion failed, as the kernel sees it.
+    GaveUp,
+    /// The kernel has an exception that it cannot handle.
+    Oops,
+    /// Something else that it warns of.
+    Warning,
 }
 
 /// What happened.
@@ -203,6 +216,15 @@ pub enum Event<'a> {
     Text {
         /// The line.
         text: &'a str,
+    },
+    /// A kernel's console has a line.
+    Console {
+        /// Index of the vCPU that ended it.
+        vcpu: u32,
+        /// The line.
+        text: &'a str,
+        /// What it tells the judge.
+        alarm: Option<Alarm>,
     },
     /// The guest sent values.
     Data {

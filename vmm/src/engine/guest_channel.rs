@@ -149,8 +149,15 @@ impl<M: Memory, S: EventSink> Engine<M, S> {
                     self.odd("a conversation was begun inside another");
                 }
                 self.close(vcpu, interrupted.then_some((false, 0)));
-                let conversation =
-                    Conversation { vcpu, pages, to, requests: 0, retries: 0, no_progress: 0 };
+                let conversation = Conversation {
+                    vcpu,
+                    pages,
+                    to,
+                    requests: 0,
+                    retries: 0,
+                    no_progress: 0,
+                    ns: 0,
+                };
                 self.vcpus[vcpu as usize].open = Some(Open::new(conversation, true));
                 self.emit(&Event::Begun { vcpu, pages, to })
             }

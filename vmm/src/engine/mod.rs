@@ -20,7 +20,7 @@ use crate::pagemap::{Change, PageMap, PageState, Pages};
 use crate::policy::{AcceptAnswer, Amount, Context, Decision, Policy, Request, Say};
 use conversation::Open;
 pub use event::{
-    Accept, Call, Conversation, Ending, Event, EventSink, Malformed, Stray, Then, Truth,
+    Accept, Alarm, Call, Conversation, Ending, Event, EventSink, Malformed, Stray, Then, Truth,
 };
 use guest_channel::Channel;
 
@@ -244,6 +244,7 @@ impl<M: Memory, S: EventSink> Engine<M, S> {
         if let Some(open) = &mut self.vcpus[call.vcpu as usize].open {
             let skips = matches!(call.truth, Truth::Undetectable(_));
             open.replied(call.status, call.r11, call.converted, next, skips);
+            open.timed(begun);
             call.no_progress = open.no_progress;
             call.requests = open.conversation.requests;
             call.pages = open.conversation.pages.count;
@@ -254,9 +255,9 @@ impl<M: Memory, S: EventSink> Engine<M, S> {
             call.took_ns = nanos(now - begun);
             call.at_ns = nanos(now - self.started);
         }
-        let flow = self.emit(&Event::Call(*call));
-        if done {
-            self.close(call.vcpu, None);
+        let mut flow = self.emit(&Event::Call(*call));
+        if done && self.close(call.vcpu, None) == Flow::Stop {
+            flow = Flow::Stop;
         }
         Reply { status: call.status, r11: call.r11, flow }
     }
@@ -435,16 +436,37 @@ impl<M: Memory, S: EventSink> Engine<M, S> {
         })
     }
 
-    /// Ends the run: conversations still open never returned. Gives back memory and sink.
+    /// `vcpu` does what a retry loop does not: it waits, or writes to a device. Should it not come
+    /// back to an unmarked conversation that was answered RETRY, it has given that up.
+    pub fn moved_on(&mut self, vcpu: u32) {
+        if let Some(open) = &mut self.vcpus[vcpu as usize].open {
+            open.moved_on = true;
+        }
+    }
+
+    /// `vcpu` says that a conversion failed: its unmarked conversation was given up.
+    pub fn gave_up(&mut self, vcpu: u32) -> Flow {
+        if self.vcpus[vcpu as usize].open.is_some_and(|open| !open.marked) {
+            return self.close(vcpu, None);
+        }
+        Flow::Continue
+    }
+
+    /// Ends the run: conversations still open never returned, unless their vCPU moved on. Gives back
+    /// memory and sink.
     pub fn end(mut self) -> (M, S) {
-        for vcpu in 0..self.vcpus.len() {
+        for vcpu in 0..self.settings.vcpus {
+            let open = self.vcpus[vcpu].open;
+            if open.is_some_and(|open| !open.marked && open.moved_on) {
+                self.close(u32::try_from(vcpu).unwrap_or(u32::MAX), None);
+            }
             let Some(open) = self.vcpus[vcpu].open.take() else { continue };
-            // An unmarked conversation that was refused, and not taken up again, was given up.
-            let ending =
-                if open.marked || open.retry.is_some() { Ending::NeverReturned } else { continue };
+            if !open.marked && open.retry.is_none() {
+                continue;
+            }
             self.emit(&Event::Closed {
                 conversation: open.conversation,
-                ending,
+                ending: Ending::NeverReturned,
                 marked: open.marked,
                 reported_accepted: 0,
                 missing: None,

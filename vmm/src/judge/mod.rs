@@ -15,7 +15,9 @@ use serde::Serialize;
 
 pub use checks::{CHECKS, Check, CheckInfo};
 
-use crate::engine::{Accept, Call, Conversation, Ending, Event, Malformed, Stray, Then, Truth};
+use crate::engine::{
+    Accept, Alarm, Call, Conversation, Ending, Event, Malformed, Stray, Then, Truth,
+};
 use crate::pagemap::{PageState, Pages};
 
 /// The class of a case: what the replies that were really given ask of a guest.
@@ -205,6 +207,18 @@ impl Judge {
             }
             Event::Text { text } => self.note(format!("the guest says: {text}")),
             Event::Odd { detail } => self.note((*detail).to_owned()),
+            Event::Console { text, alarm, .. } => match alarm {
+                Some(Alarm::GaveUp) => {
+                    self.give_up(None, &format!("the kernel says: {text}"));
+                    self.note(format!("the kernel says: {text}"));
+                }
+                Some(Alarm::Oops) => {
+                    self.result = GuestResult::Crash;
+                    self.violate(Check::Crash, None, (*text).to_owned());
+                }
+                Some(Alarm::Warning) => self.note(format!("the kernel says: {text}")),
+                None => {}
+            },
             Event::Begun { .. } | Event::Data { .. } => {}
             Event::Exit { success, .. } => match (success, self.result) {
                 (true, GuestResult::None) => self.result = GuestResult::Success,

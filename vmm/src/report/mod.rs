@@ -3,6 +3,7 @@
 pub mod charts;
 pub mod ci;
 pub mod compare;
+mod console;
 pub mod matrix;
 pub mod page;
 mod record;
@@ -12,6 +13,9 @@ pub mod table;
 pub mod text;
 mod trace;
 
+pub use console::Console;
 pub use record::{Record, Recorder};
-pub use run::{ConversationRow, Host, Outcome, RunReport, SCHEMA as RUN_SCHEMA, Totals, Verdict};
+pub use run::{
+    ConversationRow, Host, KernelRow, Outcome, RunReport, SCHEMA as RUN_SCHEMA, Totals, Verdict,
+};
 pub use trace::Trace;

@@ -3,7 +3,7 @@
 use mapgpa_abi::Direction;
 use mapgpa_abi::tdcall::{module, status};
 
-use super::{ConversationRow, Totals, Trace};
+use super::{Console, ConversationRow, Totals, Trace};
 use crate::engine::{Accept, Call, Event, EventSink, Then};
 use crate::judge::{Judge, Judgement};
 
@@ -21,6 +21,8 @@ pub struct Record {
     pub totals: Totals,
     /// Values that the guest sent.
     pub data: Vec<u64>,
+    /// A kernel's console, if it had one.
+    pub console: Option<String>,
 }
 
 /// A recorder at work.
@@ -32,6 +34,8 @@ pub struct Recorder {
     rows_dropped: u64,
     totals: Totals,
     data: Vec<u64>,
+    console: Option<Console>,
+    until_conversion: bool,
 }
 
 impl Recorder {
@@ -56,6 +60,22 @@ impl Recorder {
                 wall_ns: 0,
             },
             data: Vec::new(),
+            console: None,
+            until_conversion: false,
+        }
+    }
+
+    /// Keeps a kernel's console in `console`, and with `until_conversion` ends the run with the first
+    /// conversation, as the user wants it.
+    #[must_use]
+    pub fn with_console(self, console: Console, until_conversion: bool) -> Self {
+        Self { console: Some(console), until_conversion, ..self }
+    }
+
+    /// Takes what is left of the console when the run is over.
+    pub fn console_line(&mut self, text: &str) {
+        if let Some(console) = &mut self.console {
+            console.line(text);
         }
     }
 
@@ -78,6 +98,7 @@ impl Recorder {
             conversations: self.conversations,
             totals: self.totals,
             data: self.data,
+            console: self.console.map(Console::into_text),
         })
     }
 
@@ -114,8 +135,18 @@ impl EventSink for Recorder {
                 }
             }
             Event::Data { values } => self.data.extend_from_slice(values),
+            Event::Console { text, .. } => {
+                if let Some(console) = &mut self.console {
+                    console.line(text);
+                }
+            }
             _ => {}
         }
-        self.judge.on(event)
+        let then = self.judge.on(event);
+        if let (true, Event::Closed { conversation, .. }) = (self.until_conversion, event) {
+            self.judge.on(&Event::Exit { vcpu: conversation.vcpu, success: true });
+            return Then::Stop;
+        }
+        then
     }
 }

@@ -4,7 +4,7 @@ use mapgpa_abi::Direction;
 use serde::Serialize;
 
 use crate::engine::{Conversation, Ending};
-use crate::judge::{Class, GuestResult, Violation};
+use crate::judge::{Class, GuestResult, Judgement, Violation};
 
 /// The version of the run object.
 pub const SCHEMA: &str = "mapgpa.run/1";
@@ -21,6 +21,22 @@ pub enum Verdict {
     NotExercised,
     /// The run could not be done.
     Error,
+}
+
+impl Verdict {
+    /// The verdict of a run that was judged so; `could_run` unless it was interrupted or failed.
+    #[must_use]
+    pub const fn of(judgement: &Judgement, could_run: bool) -> Self {
+        if !could_run {
+            Self::Error
+        } else if !judgement.violations.is_empty() {
+            Self::Fail
+        } else if !judgement.exercised {
+            Self::NotExercised
+        } else {
+            Self::Pass
+        }
+    }
 }
 
 /// How a conversation ended, in reports.
@@ -50,6 +66,8 @@ pub struct ConversationRow {
     pub retries: u64,
     /// Replies without progress.
     pub no_progress: u64,
+    /// Nanoseconds from its first request to the last reply.
+    pub ns: u64,
     /// How it ended.
     pub outcome: Outcome,
     /// Where the guest gave up: the first page that was not converted, as hexadecimal text.
@@ -76,6 +94,7 @@ impl ConversationRow {
             requests: conversation.requests,
             retries: conversation.retries,
             no_progress: conversation.no_progress,
+            ns: conversation.ns,
             outcome,
             at: at.map(|at| format!("{at:#x}")),
         }
@@ -105,6 +124,23 @@ pub struct Totals {
     pub max_call_ns: u64,
     /// Nanoseconds from the start of the run to its end.
     pub wall_ns: u64,
+}
+
+/// The kernel of a run, where there is one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct KernelRow {
+    /// Its release (`uname -r`), if its image says so.
+    pub version: Option<String>,
+    /// TDCALL instructions replaced.
+    pub sites: u64,
+    /// Places that look like one and are none.
+    pub lookalikes: u64,
+    /// vCPUs.
+    pub vcpus: usize,
+    /// Bytes of memory.
+    pub memory: u64,
+    /// Its command line.
+    pub cmdline: String,
 }
 
 /// The versions behind a run.
@@ -148,9 +184,9 @@ pub struct RunReport {
     pub gpaw: u32,
     /// Seed of the policy's draws.
     pub seed: u64,
-    /// `to-shared`, `to-private` or `round-trip`.
+    /// `to-shared`, `to-private` or `round-trip`; `any` of a kernel, which does as it likes.
     pub direction: &'static str,
-    /// Bytes converted each way.
+    /// Bytes converted each way; of a kernel, the sum over its conversations.
     pub range: u64,
     /// Whether the same command gives the same calls and replies.
     pub reproducible: bool,
@@ -168,6 +204,12 @@ pub struct RunReport {
     pub conversations: Vec<ConversationRow>,
     /// Sums.
     pub totals: Totals,
+    /// The kernel, where the guest is one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kernel: Option<KernelRow>,
+    /// Its console: the beginning and the end.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub console: Option<String>,
     /// Versions.
     pub host: Host,
 }

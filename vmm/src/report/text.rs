@@ -34,11 +34,21 @@ pub fn run(out: &mut impl Write, report: &RunReport) -> io::Result<()> {
         "{verdict}  {} under {} ({class}), {} {}, {} with GPAW {}; the guest's result: {result}",
         report.guest,
         report.policy,
-        report.direction,
+        if report.kernel.is_some() { "conversions of" } else { report.direction },
         show_size(report.range),
         report.backend,
         report.gpaw
     )?;
+    if let Some(kernel) = &report.kernel {
+        writeln!(
+            out,
+            "  Linux {}, {} vCPU, {} of memory, {} TDCALLs replaced",
+            kernel.version.as_deref().unwrap_or("of an unknown release"),
+            kernel.vcpus,
+            show_size(kernel.memory),
+            kernel.sites
+        )?;
+    }
     if report.verdict == Verdict::NotExercised {
         writeln!(out, "  what the policy is about never occurred: the run shows nothing")?;
     }
@@ -72,7 +82,7 @@ pub fn run(out: &mut impl Write, report: &RunReport) -> io::Result<()> {
     if !report.conversations.is_empty() {
         writeln!(
             out,
-            "  conversation          size  to       requests  retries  no progress  outcome"
+            "  conversation          size  to       requests  retries  no progress      time  outcome"
         )?;
     }
     for row in report.conversations.iter().take(ROWS) {
@@ -80,13 +90,14 @@ pub fn run(out: &mut impl Write, report: &RunReport) -> io::Result<()> {
         let at = row.at.as_ref().map(|at| format!(" at {at}")).unwrap_or_default();
         writeln!(
             out,
-            "  {:<18} {:>7}  {:<7} {:>9}  {:>7}  {:>11}  {}{at}",
+            "  {:<18} {:>7}  {:<7} {:>9}  {:>7}  {:>11}  {:>8}  {}{at}",
             row.gpa,
             show_size(row.size),
             row.to,
             row.requests,
             row.retries,
             row.no_progress,
+            show_nanos(row.ns),
             match outcome.as_str() {
                 "Completed" => "completed",
                 "GaveUp" => "gave up",

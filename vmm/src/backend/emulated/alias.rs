@@ -20,8 +20,8 @@ const BLOCK: u64 = 512;
 /// The backing of both aliases, and what of it is registered.
 #[derive(Debug)]
 pub(super) struct AliasMemory<'a> {
-    ram: &'a Ram,
-    userfaultfd: Option<&'a Userfaultfd>,
+    pub(super) ram: &'a Ram,
+    pub(super) userfaultfd: Option<&'a Userfaultfd>,
     private: Blocks,
     shared: Blocks,
     /// A forbidden access was let through, so that an alias may have contents that it should not.

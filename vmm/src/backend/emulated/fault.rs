@@ -18,8 +18,8 @@ use crate::engine::{EventSink, Flow};
 /// A touch that the page map allows gets its page; one that it forbids is an event first. Either
 /// way the page is filled while the engine is held, so that no conversion comes in between. Should
 /// that fail, everything is unregistered, lest a vCPU waits for ever.
-pub(super) fn serve<S: EventSink>(
-    run: &Run<'_, S>,
+pub(super) fn serve<S: EventSink, P>(
+    run: &Run<'_, S, P>,
     userfaultfd: &Userfaultfd,
     done: &EventFd,
     shared_bit: u64,
@@ -36,8 +36,8 @@ pub(super) fn serve<S: EventSink>(
     }
 }
 
-fn answer<S: EventSink>(
-    run: &Run<'_, S>,
+fn answer<S: EventSink, P>(
+    run: &Run<'_, S, P>,
     userfaultfd: &Userfaultfd,
     done: &EventFd,
     shared_bit: u64,

@@ -1,7 +1,6 @@
 //! A guest's ELF image: checked, loaded, and its TDCALL instructions replaced by port writes.
 
 use mapgpa_abi::layout::{IMAGE_END, IMAGE_START, NOTE_NAME, NOTE_VECTORS, VECTOR_SIZE, VECTORS};
-use mapgpa_abi::tdcall::{INSTRUCTION, TRAP};
 use mapgpa_abi::{PAGE_SIZE, PAGE_SIZE_1G};
 use object::LittleEndian;
 use object::elf::{EM_X86_64, ET_EXEC, FileHeader64, PF_X, PT_INTERP, PT_LOAD, ProgramHeader64};
@@ -9,6 +8,7 @@ use object::read::elf::{FileHeader, ProgramHeader};
 
 use super::memory::{Ram, SetupError};
 use crate::pagemap::Pages;
+use crate::patch;
 
 /// What is wrong with an image.
 #[derive(Debug, thiserror::Error)]
@@ -110,24 +110,14 @@ fn load_segment(segment: &Segment, elf: &[u8], ram: &Ram) -> Result<u64, ImageEr
     }
     let first = start / PAGE_SIZE;
     ram.populate(Pages { first, count: (start + size).div_ceil(PAGE_SIZE) - first });
-    ram.write(start, bytes)?;
     if !is_executable(segment) {
+        ram.write(start, bytes)?;
         return Ok(0);
     }
-    let mut found = 0;
-    let mut at = 0;
-    while let Some(next) = find(&bytes[at..], &INSTRUCTION) {
-        at += next;
-        ram.write(start + at as u64, &TRAP)?;
-        found += 1;
-        at += INSTRUCTION.len();
-    }
-    Ok(found)
-}
-
-/// The first place of `needle` in `bytes`.
-fn find(bytes: &[u8], needle: &[u8; 4]) -> Option<usize> {
-    bytes.windows(needle.len()).position(|window| window == needle)
+    let mut code = bytes.to_vec();
+    let patched = patch::patch(&mut code);
+    ram.write(start, &code)?;
+    Ok(patched.sites)
 }
 
 /// The address in the note of the exception entry points, if the segment has that note.

@@ -6,9 +6,11 @@
 
 mod alias;
 mod boot;
+mod contents;
 mod fault;
 pub mod floor;
 mod image;
+mod kernel;
 mod kernel_mode;
 mod memory;
 mod stash;
@@ -24,6 +26,7 @@ use std::time::Instant;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
 pub use image::ImageError;
+pub use kernel::{KernelSetup, run_kernel};
 pub use kernel_mode::{KernelMode, kernel_mode};
 pub use memory::SetupError;
 pub use vm::VmError;
@@ -31,6 +34,7 @@ pub use vm::VmError;
 use crate::backend::{End, Setup};
 use crate::engine::{Engine, EventSink, Settings};
 use crate::memory::MemoryError;
+use crate::platform::{Bare, Platform};
 use alias::AliasMemory;
 use memory::Ram;
 use userfaultfd::Userfaultfd;
@@ -71,6 +75,9 @@ pub enum EmulatedError {
     /// There is no thread for a vCPU, or to answer its faults.
     #[error("no thread can be started")]
     Thread(#[source] std::io::Error),
+    /// There is no eventfd for the serial port's interrupt.
+    #[error("eventfd failed")]
+    Interrupt(#[source] std::io::Error),
     /// KVM gave up on the guest.
     #[error("KVM cannot run this guest: vCPU {vcpu} exited with {exit}")]
     Exit {
@@ -160,7 +167,6 @@ pub fn run_with_input<S: EventSink + Send>(
     sink: S,
 ) -> Result<End<S, EmulatedError>, EmulatedError> {
     let (vcpus, gpaw) = (settings.vcpus, settings.gpaw);
-    let shared_bit = mapgpa_abi::shared_bit(gpaw);
     let ram = Ram::new(setup.memory)?;
     let image = boot::load(setup, input, &ram)?;
     let vm = Vm::new(Host::get()?, &ram, &image, vcpus as u64, gpaw)?;
@@ -173,19 +179,30 @@ pub fn run_with_input<S: EventSink + Send>(
         engine.preset_shared(pages)?;
     }
     engine.memory().reset_work();
-    let run = Run::new(engine, &ram, vcpus, Instant::now() + setup.timeout);
-    let exits = match &userfaultfd {
-        None => run_vcpus(&run, vcpu_fds),
+    let run = Run::new(engine, &ram, &Bare, vcpus, Instant::now() + setup.timeout);
+    drive(run, userfaultfd.as_ref(), vcpu_fds)
+}
+
+/// Runs the vCPUs of `run` until the guest ends, or the deadline.
+fn drive<'m, S: EventSink + Send, P: Platform<AliasMemory<'m>, S>>(
+    run: Run<'m, S, P>,
+    userfaultfd: Option<&Userfaultfd>,
+    vcpus: Vec<VmVcpu<'_>>,
+) -> Result<End<S, EmulatedError>, EmulatedError> {
+    let exits = match userfaultfd {
+        None => run_vcpus(&run, vcpus),
         Some(userfaultfd) => {
             let done = EventFd::from_flags(EfdFlags::EFD_CLOEXEC)
                 .map_err(|error| EmulatedError::Fault(error.into()))?;
+            let gpaw = run.engine().settings().gpaw;
+            let shared_bit = mapgpa_abi::shared_bit(gpaw);
             std::thread::scope(|scope| {
                 let serve = || fault::serve(&run, userfaultfd, &done, shared_bit);
                 let thread = Builder::new().name("faults".to_owned()).spawn_scoped(scope, serve);
                 if let Err(error) = thread {
                     run.fail(EmulatedError::Thread(error));
                 }
-                let exits = run_vcpus(&run, vcpu_fds);
+                let exits = run_vcpus(&run, vcpus);
                 if let Err(error) = done.write(1) {
                     run.fail(EmulatedError::Fault(error.into()));
                 }
@@ -200,7 +217,10 @@ pub fn run_with_input<S: EventSink + Send>(
 }
 
 /// Runs all vCPUs, the first on this thread; returns how many exits they made.
-fn run_vcpus<S: EventSink + Send>(run: &Run<'_, S>, vcpus: Vec<VmVcpu<'_>>) -> u64 {
+fn run_vcpus<'m, S: EventSink + Send, P: Platform<AliasMemory<'m>, S>>(
+    run: &Run<'m, S, P>,
+    vcpus: Vec<VmVcpu<'_>>,
+) -> u64 {
     let mut vcpus = (0..).zip(vcpus);
     let Some((_, first)) = vcpus.next() else { return 0 };
     std::thread::scope(|scope| {

@@ -214,3 +214,70 @@ impl Paging {
         self.tables[table][index(level)] = entry;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const BIT: u64 = 1 << 47;
+
+    /// What the page tables make of a virtual address: the GPA, and whether CPL 3 may use it.
+    fn walk(tables: &Tables, va: u64) -> Option<(u64, bool)> {
+        let mut table = tables.cr3;
+        let mut user = true;
+        for level in (1..=4).rev() {
+            let shift = 12 + 9 * (level - 1);
+            let at = (table - BASE + (va >> shift & 0x1ff) * 8) as usize;
+            let entry = u64::from_le_bytes(tables.bytes[at..at + 8].try_into().unwrap());
+            if entry & 1 == 0 {
+                return None;
+            }
+            user &= entry & USER != 0;
+            let address = entry & 0x000f_ffff_ffff_f000;
+            if level == 1 || entry & LARGE != 0 {
+                return Some((address | va & ((1 << shift) - 1), user));
+            }
+            table = address;
+        }
+        None
+    }
+
+    fn tables() -> Tables {
+        let regions = [Pages::of_bytes(0, 3 << 30), Pages::of_bytes(4 << 30, 1 << 40)];
+        Tables::new(MAX_VCPUS, regions.into_iter(), BIT, Some(0x10_0000))
+    }
+
+    #[test]
+    fn both_aliases_of_all_memory_are_mapped_for_cpl_3() {
+        let tables = tables();
+        for gpa in [0x1000, 0x10_0008, 0x20_0000, (3 << 30) - 8, 4 << 30, (4 << 30) + (1 << 40) - 8]
+        {
+            assert_eq!(walk(&tables, gpa), Some((gpa, true)), "{gpa:#x}");
+            assert_eq!(walk(&tables, SHARED_VA + gpa), Some((gpa | BIT, true)), "{gpa:#x}");
+        }
+    }
+
+    #[test]
+    fn null_guards_and_tables_are_out_of_reach() {
+        let tables = tables();
+        assert_eq!(walk(&tables, 8), None);
+        assert_eq!(walk(&tables, STACKS), None);
+        assert_eq!(walk(&tables, STACKS + STACK_SIZE + 8), None);
+        assert_eq!(walk(&tables, STACKS + STACK_SIZE - 8), Some((STACKS + STACK_SIZE - 8, true)));
+        assert_eq!(walk(&tables, FAULT_STACKS), Some((FAULT_STACKS, true)));
+        let last = BASE + tables.bytes.len() as u64 - 8;
+        for at in [BASE, last] {
+            assert_eq!(walk(&tables, at), Some((at, false)), "{at:#x}: ring 0 only");
+            assert_eq!(walk(&tables, SHARED_VA + at), None);
+        }
+        assert!(last < BASE + PAGE_SIZE_1G);
+    }
+
+    #[test]
+    fn the_last_tss_ends_before_the_page_tables() {
+        let end = tss_base(MAX_VCPUS - 1) + u64::from(tss_limit());
+        assert!(end < tables().cr3);
+        assert!(usize::from(gdt().1) < IDT, "GDT and IDT share a page");
+        assert!(IDT + usize::from(IDT_SIZE) <= PAGE_SIZE as usize);
+    }
+}

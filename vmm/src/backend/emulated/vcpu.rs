@@ -4,8 +4,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use kvm_bindings::kvm_regs;
-use kvm_ioctls::{SyncReg, VcpuExit};
+use kvm_bindings::{
+    KVM_CPUID_FLAG_SIGNIFCANT_INDEX, KVM_MAX_CPUID_ENTRIES, Msrs, kvm_cpuid_entry2, kvm_msr_entry,
+    kvm_regs,
+};
+use kvm_ioctls::{SyncReg, VcpuExit, VcpuFd};
 use mapgpa_abi::channel;
 use mapgpa_abi::tdcall::{Regs, TRAP_PORT};
 
@@ -17,6 +20,7 @@ use super::vm::{VmVcpu, failed};
 use crate::backend::{Rendezvous, Wake};
 use crate::engine::{Engine, Event, EventSink, Flow};
 use crate::interrupt;
+use crate::platform::{Cpu, Platform};
 use crate::tdcall;
 
 /// Exits between two looks at the clock and at Ctrl-C, for a vCPU that exits all the time.
@@ -26,8 +30,9 @@ const IDLE: Duration = Duration::from_micros(200);
 
 /// What the threads of a run share.
 #[derive(Debug)]
-pub(super) struct Run<'a, S> {
+pub(super) struct Run<'a, S, P> {
     engine: Mutex<Engine<AliasMemory<'a>, S>>,
+    platform: &'a P,
     /// The guest's memory.
     pub(super) ram: &'a Ram,
     /// Where vCPUs wait for each other, and learn that the run is over.
@@ -37,17 +42,19 @@ pub(super) struct Run<'a, S> {
     error: Mutex<Option<EmulatedError>>,
 }
 
-impl<'a, S: EventSink> Run<'a, S> {
-    /// A run of `vcpus` vCPUs that lasts until `deadline` at most.
+impl<'a, S: EventSink, P> Run<'a, S, P> {
+    /// A run of `vcpus` vCPUs on `platform` that lasts until `deadline` at most.
     pub(super) fn new(
         engine: Engine<AliasMemory<'a>, S>,
         ram: &'a Ram,
+        platform: &'a P,
         vcpus: usize,
         deadline: Instant,
     ) -> Self {
         Self {
             engine: Mutex::new(engine),
             ram,
+            platform,
             meeting: Rendezvous::new(vcpus),
             deadline,
             interrupted: AtomicBool::new(false),
@@ -105,10 +112,16 @@ impl<'a, S: EventSink> Run<'a, S> {
 enum Exit {
     /// A TDCALL.
     Tdcall,
+    /// What needed no more than the platform.
+    Done,
     /// A word for the guest channel.
     Channel(u32),
-    /// A port that no device is at.
+    /// What was written to a port: 1, 2 or 4 bytes.
+    Write(u16, [u8; 4], usize),
+    /// A read of a port that no device is at.
     OtherPort(u16),
+    /// An access to a GPA where no memory is; what it was.
+    Nowhere(u64, String),
     /// HLT.
     Idle,
     /// The guest is beyond help.
@@ -120,7 +133,11 @@ enum Exit {
 }
 
 /// Runs vCPU `index` on this thread until it ends or the run does; returns how many exits it made.
-pub(super) fn run<'a, S: EventSink>(run: &'a Run<'_, S>, index: u32, vcpu: VmVcpu<'a>) -> u64 {
+pub(super) fn run<'a, 'm, S: EventSink, P: Platform<AliasMemory<'m>, S>>(
+    run: &'a Run<'m, S, P>,
+    index: u32,
+    vcpu: VmVcpu<'a>,
+) -> u64 {
     let mut this = Vcpu { run, index, fd: vcpu, exits: 0, port_told: false };
     if let Err(error) = this.run() {
         run.fail(error);
@@ -130,15 +147,15 @@ pub(super) fn run<'a, S: EventSink>(run: &'a Run<'_, S>, index: u32, vcpu: VmVcp
 }
 
 /// A vCPU.
-struct Vcpu<'a, 'm, S> {
-    run: &'a Run<'m, S>,
+struct Vcpu<'a, 'm, S, P> {
+    run: &'a Run<'m, S, P>,
     index: u32,
     fd: VmVcpu<'a>,
     exits: u64,
     port_told: bool,
 }
 
-impl<S: EventSink> Vcpu<'_, '_, S> {
+impl<'m, S: EventSink, P: Platform<AliasMemory<'m>, S>> Vcpu<'_, 'm, S, P> {
     fn run(&mut self) -> Result<(), EmulatedError> {
         let _tick = Tick::start().map_err(EmulatedError::Timer)?;
         while !self.run.meeting.is_over() {
@@ -168,24 +185,41 @@ impl<S: EventSink> Vcpu<'_, '_, S> {
             Ok(VcpuExit::IoOut(port, data)) => {
                 return Ok(match (port, <[u8; 4]>::try_from(data)) {
                     (channel::PORT, Ok(word)) => Exit::Channel(u32::from_le_bytes(word)),
-                    _ => Exit::OtherPort(port),
+                    // String output; nothing that runs here does it.
+                    _ if data.len() > 4 => Exit::OtherPort(port),
+                    _ => {
+                        let mut bytes = [0; 4];
+                        bytes[..data.len()].copy_from_slice(data);
+                        Exit::Write(port, bytes, data.len())
+                    }
                 });
             }
             Ok(VcpuExit::IoIn(port, data)) => {
-                // What an empty bus reads as.
-                data.fill(0xff);
-                return Ok(Exit::OtherPort(port));
+                return Ok(if self.run.platform.read_port(port, data) {
+                    Exit::Done
+                } else {
+                    // What an empty bus reads as.
+                    data.fill(0xff);
+                    Exit::OtherPort(port)
+                });
             }
             Ok(VcpuExit::Hlt) => return Ok(Exit::Idle),
             Ok(VcpuExit::Intr) => return Ok(Exit::Signal),
-            Ok(VcpuExit::MmioRead(gpa, data)) => Exit::Crash(format!(
-                "read of {} bytes at GPA {gpa:#x}, where nothing is",
-                data.len()
-            )),
-            Ok(VcpuExit::MmioWrite(gpa, data)) => Exit::Crash(format!(
-                "write of {} bytes at GPA {gpa:#x}, where nothing is",
-                data.len()
-            )),
+            Ok(VcpuExit::MmioRead(gpa, data)) => {
+                data.fill(0xff);
+                let size = data.len();
+                Exit::Nowhere(
+                    gpa,
+                    format!("read of {size} bytes at GPA {gpa:#x}, where nothing is"),
+                )
+            }
+            Ok(VcpuExit::MmioWrite(gpa, data)) => {
+                let size = data.len();
+                Exit::Nowhere(
+                    gpa,
+                    format!("write of {size} bytes at GPA {gpa:#x}, where nothing is"),
+                )
+            }
             Ok(VcpuExit::Shutdown) => Exit::Crash("triple fault".to_owned()),
             Ok(other) => Exit::Failed(format!("{other:?}")),
             Err(error) if matches!(error.errno(), libc::EINTR | libc::EAGAIN) => {
@@ -201,6 +235,7 @@ impl<S: EventSink> Vcpu<'_, '_, S> {
                 Exit::Crash(format!("jump to where nothing is, at {registers}"))
             }
             Exit::Crash(what) => Exit::Crash(format!("{what}, at {registers}")),
+            Exit::Nowhere(gpa, what) => Exit::Nowhere(gpa, format!("{what}, at {registers}")),
             Exit::Failed(what) => Exit::Failed(format!("{what}, at {registers}")),
             other => other,
         })
@@ -208,9 +243,13 @@ impl<S: EventSink> Vcpu<'_, '_, S> {
 
     /// Lets the engine answer; nothing more happens in a run that is over.
     fn answer(&mut self, exit: Exit) -> Result<Flow, EmulatedError> {
-        if matches!(exit, Exit::Signal) {
-            self.run.look();
-            return Ok(Flow::Continue);
+        match exit {
+            Exit::Signal => {
+                self.run.look();
+                return Ok(Flow::Continue);
+            }
+            Exit::Done => return Ok(Flow::Continue),
+            _ => {}
         }
         let mut engine = self.run.engine();
         if self.run.meeting.is_over() {
@@ -219,19 +258,28 @@ impl<S: EventSink> Vcpu<'_, '_, S> {
         Ok(match exit {
             Exit::Tdcall => {
                 let mut regs = to_abi(&self.fd.sync_regs_mut().regs);
-                let flow = tdcall::tdcall(&mut *engine, self.index, &mut regs)?;
+                let (platform, cpu) = (self.run.platform, Registers(&self.fd));
+                let flow = tdcall::tdcall(&mut *engine, self.index, &mut regs, platform, &cpu)?;
                 drop(engine);
                 from_abi(&regs, &mut self.fd.sync_regs_mut().regs);
                 self.fd.set_sync_dirty_reg(SyncReg::Register);
                 flow
             }
             Exit::Channel(word) => engine.channel_word(self.index, word),
-            Exit::OtherPort(port) if !self.port_told => {
-                self.port_told = true;
-                let index = self.index;
-                engine.odd(&format!("I/O at port {port:#x}, where no device is, on vCPU {index}"))
+            Exit::Write(port, bytes, size) => {
+                let platform = self.run.platform;
+                let flow = platform.write_port(&mut engine, self.index, port, &bytes[..size]);
+                flow.unwrap_or_else(|| self.other_port(&mut engine, port))
             }
-            Exit::OtherPort(_) | Exit::Signal => Flow::Continue,
+            Exit::OtherPort(port) => self.other_port(&mut engine, port),
+            Exit::Nowhere(gpa, detail) => {
+                let flow = self.run.platform.nowhere(&mut engine, self.index, gpa);
+                flow.unwrap_or_else(|| {
+                    engine.crash(&format!("vCPU {}: {detail}", self.index));
+                    Flow::Stop
+                })
+            }
+            Exit::Done | Exit::Signal => Flow::Continue,
             Exit::Idle => Flow::Idle,
             Exit::Crash(detail) => {
                 engine.crash(&format!("vCPU {}: {detail}", self.index));
@@ -239,6 +287,43 @@ impl<S: EventSink> Vcpu<'_, '_, S> {
             }
             Exit::Failed(exit) => return Err(EmulatedError::Exit { vcpu: self.index, exit }),
         })
+    }
+
+    /// Books I/O at a port where no device is, once.
+    fn other_port(&mut self, engine: &mut Engine<AliasMemory<'m>, S>, port: u16) -> Flow {
+        if self.port_told {
+            return Flow::Continue;
+        }
+        self.port_told = true;
+        let index = self.index;
+        engine.odd(&format!("I/O at port {port:#x}, where no device is, on vCPU {index}"))
+    }
+}
+
+/// What TDVMCALLs ask of a vCPU.
+struct Registers<'a>(&'a VcpuFd);
+
+impl Cpu for Registers<'_> {
+    fn cpuid(&self, leaf: u32, subleaf: u32) -> Option<[u32; 4]> {
+        let cpuid = self.0.get_cpuid2(KVM_MAX_CPUID_ENTRIES).ok()?;
+        let matches = |entry: &&kvm_cpuid_entry2| {
+            let significant = entry.flags & KVM_CPUID_FLAG_SIGNIFCANT_INDEX != 0;
+            entry.function == leaf && (!significant || entry.index == subleaf)
+        };
+        let entry = cpuid.as_slice().iter().find(matches)?;
+        Some([entry.eax, entry.ebx, entry.ecx, entry.edx])
+    }
+
+    fn read_msr(&self, index: u32) -> Option<u64> {
+        let entry = kvm_msr_entry { index, ..kvm_msr_entry::default() };
+        let mut msrs = Msrs::from_entries(&[entry]).ok()?;
+        (self.0.get_msrs(&mut msrs) == Ok(1)).then_some(())?;
+        msrs.as_slice().first().map(|entry| entry.data)
+    }
+
+    fn write_msr(&self, index: u32, value: u64) -> bool {
+        let entry = kvm_msr_entry { index, data: value, ..kvm_msr_entry::default() };
+        Msrs::from_entries(&[entry]).is_ok_and(|msrs| self.0.set_msrs(&msrs) == Ok(1))
     }
 }
 

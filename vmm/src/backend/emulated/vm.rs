@@ -94,6 +94,12 @@ impl Host {
         self.kvm.create_vm().map_err(failed("KVM_CREATE_VM"))
     }
 
+    /// Refuses a shared bit that guests here cannot address.
+    pub(super) fn check_gpaw(&self, gpaw: u32) -> Result<(), VmError> {
+        let most = self.address_bits();
+        if gpaw > most { Err(VmError::Gpaw { gpaw, most }) } else { Ok(()) }
+    }
+
     /// Physical address bits of a guest: CPUID 0x8000_0008 EAX\[7:0\].
     pub(super) fn address_bits(&self) -> u32 {
         let leaf = self.cpuid.as_slice().iter().find(|entry| entry.function == 0x8000_0008);
@@ -102,11 +108,48 @@ impl Host {
     }
 }
 
+/// Puts `ram` behind both aliases of a VM, and mappings of the VMM's own at their GPAs.
+///
+/// All of them have to live longer than `fd`.
+pub(super) fn add_memory(
+    fd: &VmFd,
+    ram: &Ram,
+    shared_bit: u64,
+    own: &[(u64, &MmapRegion)],
+) -> Result<(), VmError> {
+    let mut slots = own.to_vec();
+    for region in ram.regions() {
+        slots.push((region.pages.gpa(), region.mapping(Alias::Private)));
+        slots.push((region.pages.gpa() | shared_bit, region.mapping(Alias::Shared)));
+    }
+    for (slot, (gpa, mapping)) in (0..).zip(slots) {
+        let region = kvm_userspace_memory_region {
+            slot,
+            flags: 0,
+            guest_phys_addr: gpa,
+            memory_size: mapping.size() as u64,
+            userspace_addr: mapping.as_ptr().addr() as u64,
+        };
+        // SAFETY: the mapping is guest memory, and lives longer than the VM: the VMM's own are
+        // dropped after the descriptor, RAM is borrowed. vCPUs are dropped before the VM.
+        unsafe { fd.set_user_memory_region(region) }
+            .map_err(failed("KVM_SET_USER_MEMORY_REGION"))?;
+    }
+    Ok(())
+}
+
 /// A vCPU, which cannot outlive its VM: it would go on to use the memory.
 #[derive(Debug)]
 pub(super) struct VmVcpu<'a> {
     fd: VcpuFd,
-    _vm: PhantomData<&'a Vm<'a>>,
+    _vm: PhantomData<&'a ()>,
+}
+
+impl<'a> VmVcpu<'a> {
+    /// The vCPU `fd` of `vm`, which owns or borrows the memory of the VM.
+    pub(super) const fn new<V>(fd: VcpuFd, _vm: &'a V) -> Self {
+        Self { fd, _vm: PhantomData }
+    }
 }
 
 impl Deref for VmVcpu<'_> {
@@ -143,10 +186,7 @@ impl<'a> Vm<'a> {
         vcpus: u64,
         gpaw: u32,
     ) -> Result<Self, super::EmulatedError> {
-        let most = host.address_bits();
-        if gpaw > most {
-            return Err(VmError::Gpaw { gpaw, most }.into());
-        }
+        host.check_gpaw(gpaw)?;
         let shared_bit = mapgpa_abi::shared_bit(gpaw);
         let regions = ram.regions().iter().map(|region| region.pages);
         let tables = Tables::new(vcpus, regions, shared_bit, image.vectors);
@@ -158,24 +198,7 @@ impl<'a> Vm<'a> {
             .map_err(|_| SetupError::Outside { gpa: tables::base(), size })?;
 
         let fd = host.create_vm()?;
-        let mut slots = vec![(tables::base(), &tables_memory)];
-        for region in ram.regions() {
-            slots.push((region.pages.gpa(), region.mapping(Alias::Private)));
-            slots.push((region.pages.gpa() | shared_bit, region.mapping(Alias::Shared)));
-        }
-        for (slot, (gpa, mapping)) in (0..).zip(slots) {
-            let region = kvm_userspace_memory_region {
-                slot,
-                flags: 0,
-                guest_phys_addr: gpa,
-                memory_size: mapping.size() as u64,
-                userspace_addr: mapping.as_ptr().addr() as u64,
-            };
-            // SAFETY: the mapping is guest memory, and lives longer than the VM: the tables' is
-            // dropped after the descriptor, RAM is borrowed. vCPUs are dropped before the VM.
-            unsafe { fd.set_user_memory_region(region) }
-                .map_err(failed("KVM_SET_USER_MEMORY_REGION"))?;
-        }
+        add_memory(&fd, ram, shared_bit, &[(tables::base(), &tables_memory)])?;
         Ok(Self { fd, host, tables, entry: image.entry, _tables_memory: tables_memory, _ram: ram })
     }
 
@@ -195,7 +218,7 @@ impl<'a> Vm<'a> {
         };
         vcpu.set_regs(&regs).map_err(failed("KVM_SET_REGS"))?;
         vcpu.set_sync_valid_reg(SyncReg::Register);
-        Ok(VmVcpu { fd: vcpu, _vm: PhantomData })
+        Ok(VmVcpu::new(vcpu, self))
     }
 
     /// Long mode with paging, CPL 3, SSE on (Intel SDM 3A, 2.5, 3.4.5 and 10.8.5).

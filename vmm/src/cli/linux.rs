@@ -1,0 +1,47 @@
+//! `mapgpa run --kernel`: from arguments to a run of a kernel.
+
+use std::io::{self, Write};
+use std::path::Path;
+
+use super::args::{BackendArg, Format, LinuxArgs, RunArgs};
+use super::{CliError, resolve};
+use crate::case::Ran;
+use crate::linux::case::{LinuxCase, MEMORY, Options};
+use crate::policy::Policy;
+
+/// Runs the kernel in the file `kernel`.
+pub(super) fn run(args: &RunArgs, kernel: &Path) -> Result<Ran, CliError> {
+    if args.case.backend == BackendArg::Hosted {
+        return Err(CliError::Conflict(
+            "--kernel: a kernel runs in a VM, not with --backend hosted",
+        ));
+    }
+    let LinuxArgs { initrd, cmdline, swiotlb, module, kexec, until, console, .. } = &args.linux;
+    let options = Options {
+        kernel: kernel.to_owned(),
+        initrd: initrd.clone(),
+        cmdline: cmdline.clone().unwrap_or_default(),
+        swiotlb: *swiotlb,
+        modules: module.clone(),
+        kexec: *kexec,
+        memory: args.case.memory.unwrap_or(MEMORY),
+        until: until.map(Into::into),
+    };
+    let policy = Policy::parse(&args.policy)?;
+    // What is wrong with the image is said even where no kernel could run.
+    let mut case = LinuxCase::load(&options, policy)?;
+    case.vcpus = args.case.vcpus;
+    case.seed = args.case.seed;
+    case.timeout = args.case.timeout;
+    case.rules = resolve::rules(&args.case);
+    case.trace.clone_from(&args.trace);
+    case.check()?;
+    case.gpaw = resolve::backend(&args.case)?.1;
+    case.check()?;
+    let show: Option<Box<dyn Write + Send>> = match (console, args.format) {
+        (false, _) => None,
+        (true, Format::Text) => Some(Box::new(io::stdout())),
+        (true, Format::Json) => Some(Box::new(io::stderr())),
+    };
+    Ok(case.run(show)?)
+}

@@ -1,0 +1,341 @@
+//! One run of a kernel under a policy: its files read and checked, run, and reported.
+
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use super::boot::{self, BootError, Wanted};
+use super::devices::SERIAL_IRQ;
+use super::image::{IMAGE_MAX, Kernel, KernelError};
+use super::initramfs::{self, Module, ModuleError};
+use super::machine::{Machine, Until};
+use crate::backend::emulated::{self, EmulatedError, KernelSetup};
+use crate::case::{HIGH_START, LOW_END, Ran, RunError, trace_error};
+use crate::engine::Settings;
+use crate::judge::{Judge, Rules};
+use crate::patch::Patched;
+use crate::policy::Policy;
+use crate::report::{
+    Console, Host, KernelRow, RUN_SCHEMA, Record, Recorder, RunReport, Totals, Trace, Verdict,
+};
+use crate::units::show_size;
+
+/// Memory of a kernel unless the user says otherwise, in bytes.
+pub const MEMORY: u64 = 512 << 20;
+/// Time-out of a kernel unless the user says otherwise.
+pub const TIMEOUT: Duration = Duration::from_secs(60);
+/// The most vCPUs of a kernel: as many as have APIC ids of 8 bits, and no more than sensible.
+pub const VCPUS_MAX: usize = 64;
+/// The most memory.
+const MEMORY_MAX: u64 = 1 << 40;
+/// The most bytes of an initrd: what lies below 2 GiB at all.
+const INITRD_MAX: u64 = 2 << 30;
+/// What is always on the command line: a serial console from the start; no IOAPIC, which a TD would
+/// reach through #VE; no PCI, which it would look for; the kernel where it was loaded; an end rather
+/// than a hang; errors only, as every character is an exit.
+const CMDLINE: &str =
+    "console=ttyS0 earlyprintk=ttyS0 noapic pci=off nokaslr panic=-1 reboot=k loglevel=";
+/// Bytes of a slab of swiotlb, in which `swiotlb=` counts.
+const SLAB: u64 = 2048;
+
+/// Why a kernel cannot be run as asked.
+#[derive(Debug, thiserror::Error)]
+pub enum LinuxError {
+    /// A file cannot be read.
+    #[error("{option} {}: cannot be read", path.display())]
+    Read {
+        /// The option that named it.
+        option: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// The host's error.
+        source: io::Error,
+    },
+    /// The kernel is unusable.
+    #[error("--kernel {}", path.display())]
+    Kernel {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        source: KernelError,
+    },
+    /// A module is unusable.
+    #[error("--module {}", path.display())]
+    Module {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        source: ModuleError,
+    },
+    /// It does not fit into memory, or the command line is not one.
+    #[error(transparent)]
+    Boot(#[from] BootError),
+    /// Memory of a size that cannot be.
+    #[error("--memory {}: expected at most {}", show_size(*.0), show_size(MEMORY_MAX))]
+    Memory(u64),
+    /// A swiotlb that cannot be.
+    #[error("--swiotlb {}: expected less than half of the memory of {}", show_size(*.0), show_size(*.1))]
+    Swiotlb(u64, u64),
+    /// Too few or too many vCPUs.
+    #[error("--vcpus {0}: expected 1 to {VCPUS_MAX}")]
+    Vcpus(usize),
+    /// A GPAW that cannot be.
+    #[error(
+        "--gpaw {gpaw}: expected a number of bits from {least} to 52, so that memory lies below the shared bit"
+    )]
+    Gpaw {
+        /// Asked for.
+        gpaw: u32,
+        /// The least.
+        least: u32,
+    },
+}
+
+/// What the user asks of a run.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// The kernel's file.
+    pub kernel: PathBuf,
+    /// An initrd instead of our own.
+    pub initrd: Option<PathBuf>,
+    /// What is added to the command line.
+    pub cmdline: String,
+    /// Size of swiotlb in bytes, which is then used for all I/O.
+    pub swiotlb: Option<u64>,
+    /// Modules that our init loads and unloads.
+    pub modules: Vec<PathBuf>,
+    /// Our init walks all shared memory back by a kexec.
+    pub kexec: bool,
+    /// Bytes of memory.
+    pub memory: u64,
+    /// When the run ends; nothing: at user space with an initrd of the user's, else when it ends.
+    pub until: Option<Until>,
+}
+
+/// A run of a kernel that has been checked as far as that goes without running.
+#[derive(Debug)]
+pub struct LinuxCase {
+    name: String,
+    kernel: Kernel,
+    patched: Patched,
+    initrd: Vec<u8>,
+    cmdline: String,
+    memory: u64,
+    until: Until,
+    /// The policy.
+    pub policy: Policy,
+    /// Seed of its draws.
+    pub seed: u64,
+    /// Guest-physical address width in bits.
+    pub gpaw: u32,
+    /// vCPUs.
+    pub vcpus: usize,
+    /// When the kernel is ended at the latest.
+    pub timeout: Duration,
+    /// The judge's limits.
+    pub rules: Rules,
+    /// Where the trace goes.
+    pub trace: Option<PathBuf>,
+}
+
+impl LinuxCase {
+    /// Reads the files that `options` name; the public fields are defaults, to be set.
+    ///
+    /// # Errors
+    /// A file cannot be used.
+    pub fn load(options: &Options, policy: Policy) -> Result<Self, LinuxError> {
+        let path = &options.kernel;
+        let kernel_error = |source| LinuxError::Kernel { path: path.clone(), source };
+        let bytes = read("--kernel", path, IMAGE_MAX as u64)?;
+        let mut kernel = Kernel::of_file(bytes).map_err(kernel_error)?;
+        let patched = kernel.patch();
+        if patched.sites == 0 {
+            // A program is an ELF file too.
+            let is_kernel = kernel.version.is_some();
+            let error = if is_kernel { KernelError::NoSites } else { KernelError::NotKernel };
+            return Err(kernel_error(error));
+        }
+        let (initrd, until) = match &options.initrd {
+            Some(path) => (read("--initrd", path, INITRD_MAX)?, Until::Userspace),
+            None => {
+                let modules = options.modules.iter().map(|path| module(path));
+                let modules = modules.collect::<Result<Vec<_>, _>>()?;
+                (initramfs::archive(&modules, options.kexec), Until::Exit)
+            }
+        };
+        let until = options.until.unwrap_or(until);
+        // That user space is reached with an initrd of the user's, the kernel says at level 6.
+        let level = if options.initrd.is_some() && until == Until::Userspace { 7 } else { 4 };
+        let mut cmdline = format!("{CMDLINE}{level}");
+        if let Some(swiotlb) = options.swiotlb {
+            cmdline += &format!(" swiotlb={},force", swiotlb / SLAB);
+            if swiotlb > options.memory / 2 {
+                return Err(LinuxError::Swiotlb(swiotlb, options.memory));
+            }
+        }
+        if !options.cmdline.is_empty() {
+            cmdline += " ";
+            cmdline += &options.cmdline;
+        }
+        Ok(Self {
+            name: path.display().to_string(),
+            kernel,
+            patched,
+            initrd,
+            cmdline,
+            memory: options.memory,
+            until,
+            policy,
+            seed: 1,
+            gpaw: 48,
+            vcpus: 1,
+            timeout: TIMEOUT,
+            rules: Rules::default(),
+            trace: None,
+        })
+    }
+
+    /// Checks the rest of what can be checked without running.
+    ///
+    /// # Errors
+    /// The case cannot be run as asked.
+    pub fn check(&self) -> Result<(), LinuxError> {
+        if self.memory > MEMORY_MAX {
+            return Err(LinuxError::Memory(self.memory));
+        }
+        if !(1..=VCPUS_MAX).contains(&self.vcpus) {
+            return Err(LinuxError::Vcpus(self.vcpus));
+        }
+        let high = self.memory.saturating_sub(LOW_END);
+        let top = if high > 0 { HIGH_START + high } else { HIGH_START };
+        let least = 64 - (top - 1).leading_zeros() + 1;
+        if !(least..=52).contains(&self.gpaw) {
+            return Err(LinuxError::Gpaw { gpaw: self.gpaw, least });
+        }
+        boot::plan(self.wanted())?;
+        Ok(())
+    }
+
+    fn wanted(&self) -> Wanted<'_> {
+        Wanted {
+            kernel: &self.kernel,
+            initrd: &self.initrd,
+            cmdline: &self.cmdline,
+            memory: self.memory,
+            vcpus: u8::try_from(self.vcpus).unwrap_or(u8::MAX),
+        }
+    }
+
+    /// Runs the case, which has been checked, and judges it. The console's lines go to `show` as
+    /// they come.
+    ///
+    /// # Errors
+    /// The run could not begin: this host's KVM cannot run kernels, or a host call failed.
+    pub fn run(&self, show: Option<Box<dyn Write + Send>>) -> Result<Ran, RunError> {
+        let mode = emulated::kernel_mode()?;
+        if !mode.is_fit() {
+            return Err(RunError::Unfit { mode });
+        }
+        let path = self.trace.as_deref();
+        let trace_error = |source| trace_error(path.unwrap_or(Path::new("")), source);
+        let trace = path.map(Trace::create).transpose().map_err(trace_error)?;
+        let judge = Judge::new(self.rules, self.policy.is_special());
+        let recorder = Recorder::new(judge, trace)
+            .with_console(Console::new(show), self.until == Until::Conversions);
+        let settings = Settings {
+            policy: self.policy.clone(),
+            seed: self.seed,
+            gpaw: self.gpaw,
+            vcpus: self.vcpus,
+            timing: true,
+        };
+        let (machine, interrupt) =
+            Machine::new(self.until, self.memory).map_err(EmulatedError::Interrupt)?;
+        let boot = boot::plan(self.wanted()).map_err(RunError::Boot)?;
+        let setup = KernelSetup {
+            kernel: &self.kernel,
+            boot: &boot,
+            memory: self.memory,
+            interrupts: &[(SERIAL_IRQ, &interrupt)],
+            xsave: mode.xsave,
+            timeout: self.timeout,
+        };
+        let started = Instant::now();
+        let mut end = emulated::run_kernel(&setup, &machine, settings, recorder)?;
+        let wall = started.elapsed();
+        if let Some(line) = machine.last_line() {
+            end.sink.console_line(&line);
+        }
+        let could_run = end.error.is_none() && !end.interrupted;
+        let record = end.sink.finish().map_err(trace_error)?;
+        let data = Vec::new();
+        let report = self.report(record, could_run, end.exits, end.checks_off, wall);
+        Ok(Ran { report, interrupted: end.interrupted, error: end.error.map(Into::into), data })
+    }
+
+    fn report(
+        &self,
+        record: Record,
+        could_run: bool,
+        exits: u64,
+        checks_off: &[&'static str],
+        wall: Duration,
+    ) -> RunReport {
+        let Record { judgement, conversations, totals, console, .. } = record;
+        let wall_ns = u64::try_from(wall.as_nanos()).unwrap_or(u64::MAX);
+        RunReport {
+            schema: RUN_SCHEMA,
+            guest: self.name.clone(),
+            policy: self.policy.name.clone(),
+            class: judgement.class,
+            backend: "emulated",
+            front_end: "direct",
+            memory_model: "alias",
+            gpaw: self.gpaw,
+            seed: self.seed,
+            direction: "any",
+            range: conversations.iter().map(|row| row.size).sum(),
+            // The kernel's own timing decides when it asks.
+            reproducible: self.policy.is_reproducible() && self.vcpus == 1,
+            verdict: Verdict::of(&judgement, could_run),
+            guest_result: judgement.result,
+            violations: judgement.violations,
+            notes: judgement.notes,
+            checks_off: checks_off.to_vec(),
+            conversations,
+            totals: Totals { exits, wall_ns, ..totals },
+            kernel: Some(KernelRow {
+                version: self.kernel.version.clone(),
+                sites: self.patched.sites,
+                lookalikes: self.patched.lookalikes,
+                vcpus: self.vcpus,
+                memory: self.memory,
+                cmdline: self.cmdline.clone(),
+            }),
+            console,
+            host: Host::this(),
+        }
+    }
+}
+
+/// The bytes of a file of at most `most` bytes.
+fn read(option: &'static str, path: &Path, most: u64) -> Result<Vec<u8>, LinuxError> {
+    use io::Read;
+    let error = |source| LinuxError::Read { option, path: path.to_owned(), source };
+    let file = std::fs::File::open(path).map_err(error)?;
+    let mut bytes = Vec::new();
+    // A file that grows, or a device that never ends.
+    file.take(most + 1).read_to_end(&mut bytes).map_err(error)?;
+    if bytes.len() as u64 > most {
+        Err(error(io::ErrorKind::FileTooLarge.into()))
+    } else {
+        Ok(bytes)
+    }
+}
+
+fn module(path: &Path) -> Result<Module, LinuxError> {
+    let bytes = read("--module", path, INITRD_MAX)?;
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    Module::new(&name, &bytes)
+        .map_err(|source| LinuxError::Module { path: path.to_owned(), source })
+}
