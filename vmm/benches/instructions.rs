@@ -17,6 +17,7 @@ use mapgpa::backend::hosted::HostedMemory;
 use mapgpa::engine::{Engine, Settings};
 use mapgpa::judge::{Judge, Rules};
 use mapgpa::pagemap::{Change, PageMap, Pages};
+use mapgpa::platform::{Bare, NoCpu};
 use mapgpa::policy::Policy;
 use mapgpa::report::Recorder;
 use mapgpa::tdcall;
@@ -95,7 +96,8 @@ fn tdcalls(requests: u64, leaf: u64) {
         } else {
             Regs { rax: leaf, ..Regs::default() }
         };
-        tdcall::tdcall(&mut engine, 0, black_box(&mut regs)).expect("no memory to fail");
+        tdcall::tdcall(&mut engine, 0, black_box(&mut regs), &Bare, &NoCpu)
+            .expect("no memory to fail");
         black_box(regs);
     }
     black_box(engine);
@@ -121,7 +123,8 @@ fn main() -> ExitCode {
 /// Counts all, and compares or stores.
 fn check(update: bool) -> ExitCode {
     if let Err(error) = Command::new("valgrind").arg("--version").output() {
-        let required = std::env::var_os("MAPGPA_REQUIRE_VALGRIND").is_some_and(|value| value == "1");
+        let required =
+            std::env::var_os("MAPGPA_REQUIRE_VALGRIND").is_some_and(|value| value == "1");
         println!("{}: no valgrind: {error}", if required { "FAILED" } else { "skipped" });
         return ExitCode::from(u8::from(required));
     }

@@ -116,8 +116,9 @@ fn a_vm_is_measured_beside_its_bare_work() {
         assert!(ratio("min") < 6.0 && ratio("max") > 0.3, "{row:#}");
         assert_eq!(row["host_pages"], 1024, "{row:#}");
         assert!(row["host_calls"].as_u64() >= Some(1) && row["exits"].as_u64() > Some(5));
-        let longest = row["latency"]["longest_ns"]["median"].as_f64();
-        assert!(longest >= row["latency"]["p50_ns"].as_f64(), "{row:#}");
+        let longest = row["latency"]["longest_ns"]["max"].as_f64().expect("a time");
+        // The histogram has three digits, and rounds up.
+        assert!(longest * 1.01 >= row["latency"]["p50_ns"].as_f64().expect("a time"), "{row:#}");
     }
 }
 
@@ -152,7 +153,10 @@ fn bad_input_is_one_line() {
     refuse("--backend hosted --csv /no/such/dir/x.csv", &["--csv /no/such/dir/x.csv"]);
     refuse("--sweep x.json", &["--html"]);
     refuse("--backend hosted --html /dev/null --sweep /no/such.json", &["/no/such.json"]);
-    refuse("--backend hosted --html /dev/null --sweep /dev/null", &["--sweep /dev/null", "sweep --json"]);
+    refuse(
+        "--backend hosted --html /dev/null --sweep /dev/null",
+        &["--sweep /dev/null", "sweep --json"],
+    );
     refuse("--direction to-shared --policy accept=exit", &["accept=exit", "cannot apply"]);
     if emulated::default_gpaw().is_ok() {
         refuse("--floor --vcpus 2", &["--floor", "--vcpus 1"]);

@@ -4,7 +4,7 @@ mod common;
 
 use std::time::{Duration, Instant};
 
-use common::{GPA, K4, Probe, Script, kvm, shared_bit};
+use common::{GPA, K4, Needs, Probe, Script, harness, shared_bit};
 use mapgpa_abi::Alias;
 use mapgpa_abi::tdcall::{module, status};
 
@@ -28,40 +28,24 @@ fn elf(code: &[u8]) -> Vec<u8> {
     file
 }
 
-#[test]
 fn an_exception_is_a_crash_with_registers() {
-    if !kvm() {
-        return;
-    }
     let seen = Probe::default().run(&[Script::new().ud2()]);
     assert_eq!(seen.crashes.len(), 1, "{seen:?}");
     assert!(seen.crashes[0].contains("#UD") && seen.crashes[0].contains("rip=0x10"), "{seen:?}");
 }
 
-#[test]
 fn a_stack_overflow_is_a_crash_with_registers() {
-    if !kvm() {
-        return;
-    }
     let seen = Probe::default().run(&[Script::new().overflow()]);
     assert!(seen.crashes[0].contains("#PF") && seen.crashes[0].contains("rip=0x10"), "{seen:?}");
 }
 
-#[test]
 fn an_exception_without_entry_points_is_a_triple_fault() {
-    if !kvm() {
-        return;
-    }
     let image = elf(&[0x0f, 0x0b]);
     let seen = Probe { image, ..Probe::default() }.run(&[Script::new()]);
     assert!(seen.crashes[0].contains("triple fault, at rip=0x100000"), "{seen:?}");
 }
 
-#[test]
 fn what_is_beyond_memory_crashes_with_its_gpa() {
-    if !kvm() {
-        return;
-    }
     let beyond = (32 << 20) + 0x18;
     for (alias, bit) in [(Alias::Private, 0), (Alias::Shared, shared_bit())] {
         let seen = Probe::default().run(&[Script::new().write(alias, beyond, 1)]);
@@ -72,53 +56,33 @@ fn what_is_beyond_memory_crashes_with_its_gpa() {
     assert!(seen.crashes[0].contains("#PF"), "{seen:?}");
 }
 
-#[test]
 fn a_jump_beyond_memory_is_a_crash() {
-    if !kvm() {
-        return;
-    }
     // mov eax, 0x3000000; jmp rax
     let image = elf(&[0xb8, 0, 0, 0, 3, 0xff, 0xe0]);
     let seen = Probe { image, ..Probe::default() }.run(&[Script::new()]);
     assert!(seen.crashes[0].contains("nothing is, at rip=0x3000000"), "{seen:?}");
 }
 
-#[test]
 fn a_guest_that_never_exits_times_out() {
-    if !kvm() {
-        return;
-    }
     let begun = Instant::now();
     let seen = Probe { timeout: SHORT, ..Probe::default() }.run(&[Script::new().spin()]);
     assert_eq!(seen.timeouts, 1);
     assert!((SHORT..SHORT + Duration::from_secs(2)).contains(&begun.elapsed()));
 }
 
-#[test]
 fn vcpus_that_wait_for_one_that_never_comes_time_out() {
-    if !kvm() {
-        return;
-    }
     let scripts = [Script::new().barrier(), Script::new().spin(), Script::new().barrier()];
     let seen = Probe { timeout: SHORT, ..Probe::default() }.run(&scripts);
     assert_eq!(seen.timeouts, 1);
 }
 
-#[test]
 fn a_flood_of_exits_times_out() {
-    if !kvm() {
-        return;
-    }
     let seen = Probe { timeout: SHORT, ..Probe::default() }.run(&[Script::new().out(0x80, 0)]);
     assert_eq!(seen.timeouts, 1);
     assert_eq!(seen.odd.len(), 1, "told once: {:?}", seen.odd);
 }
 
-#[test]
 fn a_vcpu_that_crashes_ends_the_others() {
-    if !kvm() {
-        return;
-    }
     let begun = Instant::now();
     let seen =
         Probe::default().run(&[Script::new().spin(), Script::new().ud2(), Script::new().barrier()]);
@@ -126,11 +90,7 @@ fn a_vcpu_that_crashes_ends_the_others() {
     assert!(begun.elapsed() < Duration::from_secs(5));
 }
 
-#[test]
 fn vcpus_meet_and_convert_side_by_side() {
-    if !kvm() {
-        return;
-    }
     let part = |vcpu: u64| {
         let gpa = GPA + vcpu * 64 * K4;
         Script::new()
@@ -149,11 +109,7 @@ fn vcpus_meet_and_convert_side_by_side() {
     assert_eq!(seen.data.iter().filter(|value| **value == 64).count(), 4 * 4);
 }
 
-#[test]
 fn registers_outside_the_mask_are_neither_read_nor_written() {
-    if !kvm() {
-        return;
-    }
     let bit = shared_bit();
     // R10 to R13 passed, but not R12: MapGPA of GPA 0. Then without R10 and R11: no sub-function.
     let script = Script::new()
@@ -171,11 +127,7 @@ fn registers_outside_the_mask_are_neither_read_nor_written() {
     assert_eq!((regs[3][0], regs[3][8]), (0, status::SUCCESS));
 }
 
-#[test]
 fn images_that_cannot_run_are_refused() {
-    if !kvm() {
-        return;
-    }
     let good = elf(&[0x0f, 0x0b]);
     let mut machine = good.clone();
     machine[18] = 3;
@@ -205,4 +157,21 @@ fn images_that_cannot_run_are_refused() {
         assert!(error.is_bad_image());
         assert!(error.to_string().contains(text), "{error}");
     }
+}
+
+fn main() -> std::process::ExitCode {
+    harness(vec![
+        ("an_exception_is_a_crash_with_registers", Needs::Kvm, an_exception_is_a_crash_with_registers),
+        ("a_stack_overflow_is_a_crash_with_registers", Needs::Kvm, a_stack_overflow_is_a_crash_with_registers),
+        ("an_exception_without_entry_points_is_a_triple_fault", Needs::Kvm, an_exception_without_entry_points_is_a_triple_fault),
+        ("what_is_beyond_memory_crashes_with_its_gpa", Needs::Kvm, what_is_beyond_memory_crashes_with_its_gpa),
+        ("a_jump_beyond_memory_is_a_crash", Needs::Kvm, a_jump_beyond_memory_is_a_crash),
+        ("a_guest_that_never_exits_times_out", Needs::Kvm, a_guest_that_never_exits_times_out),
+        ("vcpus_that_wait_for_one_that_never_comes_time_out", Needs::Kvm, vcpus_that_wait_for_one_that_never_comes_time_out),
+        ("a_flood_of_exits_times_out", Needs::Kvm, a_flood_of_exits_times_out),
+        ("a_vcpu_that_crashes_ends_the_others", Needs::Kvm, a_vcpu_that_crashes_ends_the_others),
+        ("vcpus_meet_and_convert_side_by_side", Needs::Kvm, vcpus_meet_and_convert_side_by_side),
+        ("registers_outside_the_mask_are_neither_read_nor_written", Needs::Kvm, registers_outside_the_mask_are_neither_read_nor_written),
+        ("images_that_cannot_run_are_refused", Needs::Kvm, images_that_cannot_run_are_refused),
+    ])
 }

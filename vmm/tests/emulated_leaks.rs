@@ -4,14 +4,10 @@ mod common;
 
 use std::time::Duration;
 
-use common::{GPA, M2, Probe, Script, kvm};
+use common::{GPA, M2, Needs, Probe, Script, harness};
 use mapgpa_abi::Alias;
 
-#[test]
 fn nothing_is_left_of_a_hundred_runs() {
-    if !kvm() {
-        return;
-    }
     let count = |path: &str| std::fs::read_dir(path).expect("procfs").count();
     let left = || {
         let mappings = std::fs::read_to_string("/proc/self/maps").expect("procfs").lines().count();
@@ -37,4 +33,10 @@ fn nothing_is_left_of_a_hundred_runs() {
     let after = left();
     assert_eq!((before.0, before.1), (after.0, after.1), "descriptors, threads");
     assert!(after.2 <= before.2 + 4, "mappings: {} then {}", before.2, after.2);
+}
+
+fn main() -> std::process::ExitCode {
+    harness(vec![
+        ("nothing_is_left_of_a_hundred_runs", Needs::Kvm, nothing_is_left_of_a_hundred_runs),
+    ])
 }

@@ -2,15 +2,11 @@
 
 mod common;
 
-use common::{GPA, K4, M2, Probe, Script, kvm, kvm_and_userfaultfd, shared_bit};
+use common::{GPA, K4, M2, Needs, Probe, Script, harness, shared_bit};
 use mapgpa::pagemap::PageState::{PrivateAccepted, PrivatePending, Shared};
 use mapgpa_abi::Alias;
 
-#[test]
 fn contents_are_lost_at_conversion_and_zero_after_accept() {
-    if !kvm() {
-        return;
-    }
     let script = Script::new()
         .fill(Alias::Private, GPA, 512, K4)
         .check(Alias::Private, GPA, 512, K4)
@@ -33,11 +29,7 @@ fn contents_are_lost_at_conversion_and_zero_after_accept() {
     assert_eq!(seen.exits, [(0, true)]);
 }
 
-#[test]
 fn pages_in_the_target_state_keep_their_contents() {
-    if !kvm() {
-        return;
-    }
     let script = Script::new()
         .fill(Alias::Private, GPA, 512, K4)
         .convert(GPA, 1, 0, M2, false)
@@ -52,11 +44,7 @@ fn pages_in_the_target_state_keep_their_contents() {
     assert_eq!(seen.touches, []);
 }
 
-#[test]
 fn a_page_alone_is_converted_alone() {
-    if !kvm() {
-        return;
-    }
     let page = GPA + 7 * K4;
     let script = Script::new()
         .fill(Alias::Private, GPA, 512, K4)
@@ -69,11 +57,7 @@ fn a_page_alone_is_converted_alone() {
     assert_eq!(seen.touches, []);
 }
 
-#[test]
 fn pages_can_be_shared_from_the_start() {
-    if !kvm() {
-        return;
-    }
     let probe =
         Probe { shared: Some(mapgpa::pagemap::Pages::of_bytes(GPA, M2)), ..Probe::default() };
     let script = Script::new()
@@ -87,11 +71,7 @@ fn pages_can_be_shared_from_the_start() {
     assert_eq!(seen.touches, []);
 }
 
-#[test]
 fn the_wrong_alias_is_caught_with_its_gpa_in_both_directions() {
-    if !kvm_and_userfaultfd() {
-        return;
-    }
     let bit = shared_bit();
     let script = Script::new()
         // Private, through the shared alias, beside what is ever converted and in it.
@@ -122,11 +102,7 @@ fn the_wrong_alias_is_caught_with_its_gpa_in_both_directions() {
     assert_eq!(seen.exits, [(0, true)]);
 }
 
-#[test]
 fn access_before_accept_is_caught() {
-    if !kvm_and_userfaultfd() {
-        return;
-    }
     let script = Script::new()
         .convert(GPA, 1, 0, M2, true)
         .convert(GPA, 1, 0, M2, false)
@@ -141,11 +117,7 @@ fn access_before_accept_is_caught() {
     assert_eq!(seen.data, [1, 1, 100, 412, 0, 412, 100], "accept clears what was written before");
 }
 
-#[test]
 fn a_page_that_was_never_removed_keeps_its_contents_and_is_watched_all_the_same() {
-    if !kvm_and_userfaultfd() {
-        return;
-    }
     let probe = Probe { policy: "accept=already", ..Probe::default() };
     let script = Script::new()
         .fill(Alias::Private, GPA, 100, K4)
@@ -164,11 +136,7 @@ fn a_page_that_was_never_removed_keeps_its_contents_and_is_watched_all_the_same(
     assert_eq!(seen.data, [1, 0, 1, 156, 100, 1, 412, 100, 1, 512, 0]);
 }
 
-#[test]
 fn a_run_can_stop_at_a_violation() {
-    if !kvm_and_userfaultfd() {
-        return;
-    }
     let probe = Probe { stop_at_touch: true, ..Probe::default() };
     let seen =
         probe.run(&[Script::new().read(Alias::Shared, GPA).read(Alias::Shared, GPA + K4).spin()]);
@@ -177,11 +145,7 @@ fn a_run_can_stop_at_a_violation() {
     assert_eq!(seen.exits, []);
 }
 
-#[test]
 fn alternating_pages_of_2m_behave_and_are_watched() {
-    if !kvm_and_userfaultfd() {
-        return;
-    }
     let odd = GPA + K4;
     let script = Script::new()
         .fill(Alias::Private, GPA, 512, K4)
@@ -206,11 +170,7 @@ fn alternating_pages_of_2m_behave_and_are_watched() {
     assert_eq!(seen.data, [256, 0, 256, 0, 256, 0, 0, 256, 256, 256, 256]);
 }
 
-#[test]
 fn alternating_pages_of_1g_do_not_run_out_of_mappings() {
-    if !kvm_and_userfaultfd() {
-        return;
-    }
     const PAGES: u64 = 1 << 17;
     let last = GPA + (PAGES * 2 - 2) * K4;
     let probe =
@@ -227,11 +187,7 @@ fn alternating_pages_of_1g_do_not_run_out_of_mappings() {
     assert_eq!(seen.touches, [(last, Alias::Private, Shared)]);
 }
 
-#[test]
 fn memory_above_the_hole_has_both_aliases() {
-    if !kvm_and_userfaultfd() {
-        return;
-    }
     let high = (4 << 30) + M2;
     let probe = Probe { memory: (3 << 30) + (8 << 20), ..Probe::default() };
     let script = Script::new()
@@ -247,4 +203,20 @@ fn memory_above_the_hole_has_both_aliases() {
     let seen = probe.run(&[script]);
     assert_eq!(seen.data, [0, 512, 1, 0, 512, 0, 1, 1]);
     assert_eq!(seen.touches, [(high + K4, Alias::Private, Shared)]);
+}
+
+fn main() -> std::process::ExitCode {
+    harness(vec![
+        ("contents_are_lost_at_conversion_and_zero_after_accept", Needs::Kvm, contents_are_lost_at_conversion_and_zero_after_accept),
+        ("pages_in_the_target_state_keep_their_contents", Needs::Kvm, pages_in_the_target_state_keep_their_contents),
+        ("a_page_alone_is_converted_alone", Needs::Kvm, a_page_alone_is_converted_alone),
+        ("pages_can_be_shared_from_the_start", Needs::Kvm, pages_can_be_shared_from_the_start),
+        ("the_wrong_alias_is_caught_with_its_gpa_in_both_directions", Needs::Userfaultfd, the_wrong_alias_is_caught_with_its_gpa_in_both_directions),
+        ("access_before_accept_is_caught", Needs::Userfaultfd, access_before_accept_is_caught),
+        ("a_page_that_was_never_removed_keeps_its_contents_and_is_watched_all_the_same", Needs::Userfaultfd, a_page_that_was_never_removed_keeps_its_contents_and_is_watched_all_the_same),
+        ("a_run_can_stop_at_a_violation", Needs::Userfaultfd, a_run_can_stop_at_a_violation),
+        ("alternating_pages_of_2m_behave_and_are_watched", Needs::Userfaultfd, alternating_pages_of_2m_behave_and_are_watched),
+        ("alternating_pages_of_1g_do_not_run_out_of_mappings", Needs::Userfaultfd, alternating_pages_of_1g_do_not_run_out_of_mappings),
+        ("memory_above_the_hole_has_both_aliases", Needs::Userfaultfd, memory_above_the_hole_has_both_aliases),
+    ])
 }

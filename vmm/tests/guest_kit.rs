@@ -6,7 +6,7 @@ mod common;
 use std::path::Path;
 use std::process::Command;
 
-use common::{Probe, Script, Seen, kvm};
+use common::{Needs, Probe, Script, Seen, harness};
 
 const DOC: &str = include_str!("../../docs/guest-kit.md");
 
@@ -22,26 +22,17 @@ fn run(image: Vec<u8>, policy: &'static str) -> Seen {
     Probe { image, policy, ..Probe::default() }.run(&[Script::new()])
 }
 
-#[test]
 fn the_rust_program_is_the_example() {
     let example = include_str!("../../guest-tests/images/examples/minimal.rs");
     assert_eq!(block("rust"), example);
 }
 
-#[test]
 fn the_rust_program_converts_its_range() {
-    if !kvm() {
-        return;
-    }
     let image = std::fs::read(env!("MAPGPA_IMAGE_MINIMAL")).expect("built by build.rs");
     converts(&image);
 }
 
-#[test]
 fn the_c_program_builds_as_documented_and_converts_its_range() {
-    if !kvm() {
-        return;
-    }
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("guest_kit");
     std::fs::create_dir_all(&folder).expect("a folder");
     std::fs::write(folder.join("guest.c"), block("c")).expect("a file");
@@ -64,4 +55,12 @@ fn converts(image: &[u8]) {
     assert_eq!((seen.touches, seen.odd), (vec![], vec![]));
     let seen = run(image.to_vec(), "stall=forever");
     assert_eq!((seen.calls.len(), seen.exits), (3, vec![(0, false)]));
+}
+
+fn main() -> std::process::ExitCode {
+    harness(vec![
+        ("the_rust_program_is_the_example", Needs::Nothing, the_rust_program_is_the_example),
+        ("the_rust_program_converts_its_range", Needs::Kvm, the_rust_program_converts_its_range),
+        ("the_c_program_builds_as_documented_and_converts_its_range", Needs::Kvm, the_c_program_builds_as_documented_and_converts_its_range),
+    ])
 }

@@ -105,7 +105,8 @@ fn the_page_needs_no_network_and_has_its_figures() {
     let scratch = Scratch::new("html-text");
     page(&scratch);
     let page = std::fs::read_to_string(scratch.path("page.html")).expect("a page");
-    for absent in ["http:", "https:", "<script", "src=", "@import", "url(h", "url(/", "NaN", "inf "] {
+    for absent in ["http:", "https:", "<script", "src=", "@import", "url(h", "url(/", "NaN", "inf "]
+    {
         assert!(!page.contains(absent), "{absent:?} in the page");
     }
     assert!(page.contains("prefers-color-scheme: dark"));

@@ -127,8 +127,5 @@ fn bad_input_is_one_line() {
     refuse("--seeds 0", &["--seeds", "0"]);
     refuse("--range 3T", &["--range 3T"]);
     refuse("--json /no/such/dir/x.json", &["--json /no/such/dir/x.json"]);
-    refuse(
-        "--stall 0..900 --bound 1..900",
-        &["more than 100000 cells"],
-    );
+    refuse("--stall 0..900 --bound 1..900", &["more than 100000 cells"]);
 }

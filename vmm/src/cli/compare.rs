@@ -2,7 +2,8 @@
 
 use std::path::Path;
 
-use super::args::{CompareArgs, Format};
+use super::args::Format;
+use super::measure_args::CompareArgs;
 use super::output::{self, Output};
 use super::{CliError, Found, resolve, suite};
 use crate::case::{Backend, Case};

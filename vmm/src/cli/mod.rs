@@ -5,6 +5,7 @@ mod commands;
 mod compare;
 mod linux;
 mod lists;
+mod measure_args;
 mod output;
 mod resolve;
 mod suite;

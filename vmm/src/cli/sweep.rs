@@ -5,7 +5,8 @@ use std::io::IsTerminal;
 use mapgpa_abi::params::BOUND_OWN;
 use mapgpa_guests::{GUESTS, Guest};
 
-use super::args::{Format, SweepArgs};
+use super::args::Format;
+use super::measure_args::SweepArgs;
 use super::output::{self, Output};
 use super::{CliError, Found, resolve, suite};
 use crate::backend::emulated;

@@ -15,8 +15,8 @@ use mapgpa_abi::params::Plan;
 pub use meter::{Measured, Meter, Step, histogram};
 pub use report::{CompareReport, Latency, Outcome, Row, SCHEMA, Spread};
 
+use crate::backend::End;
 use crate::backend::emulated::floor::{self, Answer};
-use crate::backend::{End, emulated};
 use crate::case::{Backend, Case, RunError};
 use crate::interrupt;
 use crate::judge::{Check, GuestResult, Judgement};
@@ -153,8 +153,7 @@ fn bare(case: &Case, steps: &[Step]) -> Result<Option<u64>, RunError> {
             Answer::chunk(r12, r13, r13, false)
         }
     };
-    let floor = floor::calls(&case.setup(populated(case)), case.gpaw, answer)
-        .map_err(emulated::EmulatedError::from)?;
+    let floor = floor::calls(&case.setup(populated(case)), case.gpaw, answer)?;
     let nanos = u64::try_from(floor.conversations.as_nanos()).unwrap_or(u64::MAX);
     Ok((!strayed && floor.calls == steps.len() as u64).then_some(nanos))
 }

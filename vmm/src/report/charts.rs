@@ -28,6 +28,9 @@ const COLOURS: usize = 8;
 const LETTER: f64 = 0.2;
 /// Height of a line of names there, in powers of ten on its axis of times.
 const LINE: f64 = 0.22;
+/// Shares of calls: all but one of ten, of a hundred and so on.
+const SHARES: [&str; 8] =
+    ["0 %", "90 %", "99 %", "99.9 %", "99.99 %", "99.999 %", "99.9999 %", "99.99999 %"];
 /// What the two lines of the trade-off are, in the order of their colours.
 const SERIES: [&str; 2] = ["whole conversion", "longest single call"];
 
@@ -85,7 +88,11 @@ fn time_ticks() -> TickFormat {
 #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "ticks of an axis")]
 fn size_ticks() -> TickFormat {
     TickFormat::Custom(Arc::new(|log| {
-        if log.fract().abs() < 1e-6 { show_size(1 << (log.round() as u32).min(62)) } else { String::new() }
+        if log.fract().abs() < 1e-6 {
+            show_size(1 << (log.round() as u32).min(62))
+        } else {
+            String::new()
+        }
     }))
 }
 
@@ -107,42 +114,51 @@ pub fn bytes_a_call(row: &Row) -> Option<f64> {
     (row.pages > 0).then(|| float(row.pages * PAGE_SIZE) / float(calls))
 }
 
+/// A row in the trade-off: bytes that a call converts, as a power of two; total time and longest call
+/// in nanoseconds.
+struct Point<'a> {
+    log_size: f64,
+    times: [f64; SERIES.len()],
+    row: &'a Row,
+}
+
 /// The trade-off: bytes a call converts, against the time of the whole conversion and of the longest
 /// call.
 #[must_use]
 pub fn trade_off(rows: &[&Row]) -> Markup {
-    let mut points: Vec<(f64, f64, f64, &Row)> = rows
+    let mut points: Vec<Point<'_>> = rows
         .iter()
         .filter_map(|row| {
             let (total, longest) = (row.conversion_ns?, row.latency.as_ref()?.longest_ns);
-            Some((bytes_a_call(row)?.log2(), total.median, longest.median, *row))
+            let times = [total.median, longest.median];
+            Some(Point { log_size: bytes_a_call(row)?.log2(), times, row })
         })
         .collect();
-    points.sort_by(|a, b| a.0.total_cmp(&b.0));
+    points.sort_by(|a, b| a.log_size.total_cmp(&b.log_size));
     let plain = |row: &Row| row.guest_chunk.is_none() && row.no_progress == 0;
     let mut plots: Vec<Plot> = Vec::new();
-    let series: [fn(&(f64, f64, f64, &Row)) -> f64; 2] = [|point| point.1, |point| point.2];
-    for (at, value) in series.into_iter().enumerate() {
-        let line = points.iter().filter(|point| plain(point.3));
+    for at in 0..SERIES.len() {
+        let place = |point: &Point<'_>| (point.log_size, point.times[at]);
+        let line = points.iter().filter(|point| plain(point.row));
         plots.push(
             LinePlot::new()
-                .with_data(line.map(|point| (point.0, value(point))))
+                .with_data(line.map(place))
                 .with_color(colour(at))
                 .with_stroke_width(2.0)
                 .into(),
         );
         for (shape, wanted) in [(MarkerShape::Circle, true), (MarkerShape::Diamond, false)] {
-            let some: Vec<_> = points.iter().filter(|point| plain(point.3) == wanted).collect();
+            let some: Vec<_> = points.iter().filter(|point| plain(point.row) == wanted).collect();
             if some.is_empty() {
                 continue;
             }
             plots.push(
                 ScatterPlot::new()
-                    .with_data(some.iter().map(|point| (point.0, value(point))))
+                    .with_data(some.iter().map(|point| place(point)))
                     .with_color(colour(at))
                     .with_marker(shape)
                     .with_size(5.0)
-                    .with_tooltip_labels(some.iter().map(|point| point.3.name()))
+                    .with_tooltip_labels(some.iter().map(|point| point.row.name()))
                     .into(),
             );
         }
@@ -154,15 +170,16 @@ pub fn trade_off(rows: &[&Row]) -> Markup {
         .with_y_tick_format(time_ticks())
         .with_x_label("bytes that a call converts");
     if let (Some(first), Some(last)) = (points.first(), points.last()) {
-        let (least, most) = ((first.0 / 2.0).floor() * 2.0, (last.0 / 2.0).ceil() * 2.0);
+        let (least, most) =
+            ((first.log_size / 2.0).floor() * 2.0, (last.log_size / 2.0).ceil() * 2.0);
         layout = layout.with_x_axis_min(least - 2.0).with_x_axis_max(most + 2.0);
     }
     // Names stand above the upper of two points, and above names that would be in the way.
     let mut taken: Vec<(f64, f64, f64)> = Vec::new();
-    for (x, total, longest, row) in &points {
+    for Point { log_size: x, times, row } in &points {
         let name = row.name();
         let half = LETTER * float(name.len() as u64) / 2.0;
-        let mut y = total.max(*longest).log10() + 0.06;
+        let mut y = times[0].max(times[1]).log10() + 0.06;
         while taken.iter().any(|(other_x, other_half, other_y)| {
             (x - other_x).abs() < half + other_half && (y - other_y).abs() < LINE
         }) {
@@ -223,12 +240,10 @@ pub fn latencies(rows: &[&Row]) -> Markup {
                 .into(),
         );
     }
-    let shares = TickFormat::Custom(Arc::new(|nines: f64| match nines {
-        n if n.abs() < 1e-6 => "0 %".to_owned(),
-        n if (n.round() - n).abs() > 1e-6 => String::new(),
-        n if n < 1.5 => "90 %".to_owned(),
-        n if n < 2.5 => "99 %".to_owned(),
-        n => format!("99.{} %", "9".repeat((n.round() - 2.0).clamp(0.0, 9.0) as usize)),
+    let shares = TickFormat::Custom(Arc::new(|nines: f64| {
+        let named = (0_u32..).zip(SHARES);
+        let name = named.into_iter().find(|(n, _)| (f64::from(*n) - nines).abs() < 1e-6);
+        name.map(|(_, name)| name.to_owned()).unwrap_or_default()
     }));
     let layout = layout(&plots, 760.0, 400.0)
         .with_log_y()

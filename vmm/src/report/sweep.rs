@@ -178,9 +178,8 @@ fn heat_map(out: &mut impl Write, map: &HeatMap<'_>, colour: bool) -> io::Result
 
 /// The least chunk from which on all are survived.
 fn survived_from(cells: &[Option<&Cell>]) -> String {
-    let good = |cell: &&Option<&Cell>| {
-        cell.and_then(Cell::share).is_some_and(|share| share >= SURVIVED)
-    };
+    let good =
+        |cell: &&Option<&Cell>| cell.and_then(Cell::share).is_some_and(|share| share >= SURVIVED);
     match cells.iter().rev().take_while(good).last() {
         Some(Some(cell)) => show_size(cell.chunk),
         _ => "never".to_owned(),
@@ -308,8 +307,7 @@ mod tests {
 
     #[test]
     fn only_what_is_certain_is_0_or_100() {
-        for (share, text) in
-            [(0.0, "0"), (0.004, "<1"), (0.5, "50"), (0.996, ">99"), (1.0, "100")]
+        for (share, text) in [(0.0, "0"), (0.004, "<1"), (0.5, "50"), (0.996, ">99"), (1.0, "100")]
         {
             assert_eq!(percent(share), text);
         }

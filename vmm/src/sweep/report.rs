@@ -61,8 +61,7 @@ impl Cell {
     #[must_use]
     pub fn contradicts(&self) -> bool {
         // Where a billionth is lost on the way to 1 nothing is contradicted.
-        self.runs > 0
-            && !(self.low - 1e-9..=self.high + 1e-9).contains(&self.closed_form)
+        self.runs > 0 && !(self.low - 1e-9..=self.high + 1e-9).contains(&self.closed_form)
     }
 }
 

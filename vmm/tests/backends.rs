@@ -1,0 +1,119 @@
+//! The same events on both backends: random guest, policy, seed and options, run in a VM and in this
+//! process, have to give the same calls, replies, conversations and violations.
+#![allow(clippy::expect_used, reason = "test code")]
+
+mod common;
+
+use std::time::Duration;
+
+use common::{Needs, harness};
+use mapgpa::backend::emulated;
+use mapgpa::case::{Backend, Case, GuestSource};
+use mapgpa::judge::Rules;
+use mapgpa::policy::{Draw, Policy};
+use mapgpa::suite::POLICIES;
+use mapgpa_abi::params::{BOUND_NONE, BOUND_OWN, Layout, Plan};
+use mapgpa_abi::{Direction, PAGE_SIZE};
+use mapgpa_guests::{GUESTS, GuestInfo};
+
+/// Random cases compared.
+const CASES: u64 = 150;
+
+fn pick<'a, T>(draw: &mut Draw, of: &'a [T]) -> &'a T {
+    &of[usize::try_from(draw.below(of.len() as u64)).expect("small")]
+}
+
+/// The case of this number, on a backend.
+fn case(number: u64, backend: Backend) -> Case {
+    let mut draw = Draw::for_call(0x6d61_7067, 0, number);
+    let hosted: Vec<&GuestInfo> = GUESTS.iter().filter(|guest| guest.hosted).collect();
+    let guest = *pick(&mut draw, &hosted);
+    let both = [Plan::RoundTrip, Plan::One(Direction::ToShared), Plan::One(Direction::ToPrivate)];
+    let own = *pick(&mut draw, &[true, true, false]) || !guest.takes_bound();
+    Case {
+        guest: GuestSource::BuiltIn(guest.guest),
+        policy: Policy::parse(*pick::<&str>(&mut draw, POLICIES)).expect("a policy"),
+        backend,
+        seed: draw.below(u64::MAX),
+        gpaw: emulated::default_gpaw().expect("checked before"),
+        plan: *pick(&mut draw, &both),
+        layout: *pick(&mut draw, &[Layout::Contiguous, Layout::Contiguous, Layout::Scattered]),
+        range: PAGE_SIZE << draw.below(11),
+        memory: None,
+        bound: if own { BOUND_OWN } else { *pick(&mut draw, &[1, 5, BOUND_NONE]) },
+        guest_chunk: *pick(&mut draw, &[0, 0, 64 << 10]),
+        vcpus: 1,
+        timeout: Duration::from_secs(20),
+        rules: Rules::default(),
+        trace: None,
+    }
+}
+
+/// All that has to be the same, in a form that shows a difference; the trace without its times.
+fn seen(mut case: Case, directory: &std::path::Path) -> String {
+    let trace = directory.join(format!("{}.jsonl", case.backend.name()));
+    case.trace = Some(trace.clone());
+    let ran = case.run().expect("a run");
+    assert!(ran.error.is_none(), "{:?}", ran.error);
+    let mut report = ran.report;
+    report.conversations.iter_mut().for_each(|row| row.ns = 0);
+    let lines = std::fs::read_to_string(&trace).expect("a trace");
+    let untimed: Vec<_> =
+        lines.lines().map(|line| line.split(",\"t_ns\"").next().unwrap_or_default()).collect();
+    format!(
+        "{:?} {:?} {:?}\n{:#?}\n{:#?}\n{:#?}\n{}",
+        report.class,
+        report.verdict,
+        report.guest_result,
+        report.violations,
+        report.notes,
+        report.conversations,
+        untimed.join("\n")
+    )
+}
+
+/// Fails with the first line that differs.
+fn same(one: &str, other: &str, name: &str) {
+    let differs = one.lines().zip(other.lines()).find(|(one, other)| one != other);
+    assert_eq!(differs, None, "{name}");
+    assert_eq!(one.len(), other.len(), "{name}: one goes on");
+}
+
+fn both_backends_see_the_same() {
+    let directory = std::env::temp_dir().join(format!("mapgpa-backends-{}", std::process::id()));
+    std::fs::create_dir_all(&directory).expect("a directory");
+    for number in 0..CASES {
+        let emulated = case(number, Backend::Emulated);
+        let name = format!("{number}: {} under {}", emulated.guest.name(), emulated.policy);
+        let vm = seen(emulated, &directory);
+        let here = seen(case(number, Backend::Hosted), &directory);
+        same(&vm, &here, &name);
+    }
+    std::fs::remove_dir_all(&directory).expect("removed");
+}
+
+/// The same seed gives byte-identical traces, but for times, in VM after VM.
+fn traces_repeat() {
+    let directory = std::env::temp_dir().join(format!("mapgpa-repeat-{}", std::process::id()));
+    std::fs::create_dir_all(&directory).expect("a directory");
+    let again = || {
+        let mut case = case(0, Backend::Emulated);
+        case.guest = GuestSource::BuiltIn(mapgpa_guests::Guest::Reference);
+        case.policy = Policy::parse("random").expect("a policy");
+        (case.bound, case.range, case.plan) = (BOUND_OWN, 1 << 20, Plan::RoundTrip);
+        seen(case, &directory)
+    };
+    let first = again();
+    assert!(first.lines().count() > 20, "{first}");
+    for _ in 1..100 {
+        same(&again(), &first, "the same seed");
+    }
+    std::fs::remove_dir_all(&directory).expect("removed");
+}
+
+fn main() -> std::process::ExitCode {
+    harness(vec![
+        ("both_backends_see_the_same", Needs::Userfaultfd, both_backends_see_the_same),
+        ("traces_repeat", Needs::Userfaultfd, traces_repeat),
+    ])
+}
