@@ -32,7 +32,7 @@ fn case(number: u64, backend: Backend) -> Case {
     let own = *pick(&mut draw, &[true, true, false]) || !guest.takes_bound();
     Case {
         guest: GuestSource::BuiltIn(guest.guest),
-        policy: Policy::parse(*pick::<&str>(&mut draw, POLICIES)).expect("a policy"),
+        policy: Policy::parse(pick::<&str>(&mut draw, POLICIES)).expect("a policy"),
         backend,
         seed: draw.below(u64::MAX),
         gpaw: emulated::default_gpaw().expect("checked before"),

@@ -1,4 +1,5 @@
 //! Backend `emulated`: how guests end that do not end well.
+#![allow(clippy::expect_used, clippy::unwrap_used, reason = "test code")]
 
 mod common;
 
@@ -161,17 +162,41 @@ fn images_that_cannot_run_are_refused() {
 
 fn main() -> std::process::ExitCode {
     harness(vec![
-        ("an_exception_is_a_crash_with_registers", Needs::Kvm, an_exception_is_a_crash_with_registers),
-        ("a_stack_overflow_is_a_crash_with_registers", Needs::Kvm, a_stack_overflow_is_a_crash_with_registers),
-        ("an_exception_without_entry_points_is_a_triple_fault", Needs::Kvm, an_exception_without_entry_points_is_a_triple_fault),
-        ("what_is_beyond_memory_crashes_with_its_gpa", Needs::Kvm, what_is_beyond_memory_crashes_with_its_gpa),
+        (
+            "an_exception_is_a_crash_with_registers",
+            Needs::Kvm,
+            an_exception_is_a_crash_with_registers,
+        ),
+        (
+            "a_stack_overflow_is_a_crash_with_registers",
+            Needs::Kvm,
+            a_stack_overflow_is_a_crash_with_registers,
+        ),
+        (
+            "an_exception_without_entry_points_is_a_triple_fault",
+            Needs::Kvm,
+            an_exception_without_entry_points_is_a_triple_fault,
+        ),
+        (
+            "what_is_beyond_memory_crashes_with_its_gpa",
+            Needs::Kvm,
+            what_is_beyond_memory_crashes_with_its_gpa,
+        ),
         ("a_jump_beyond_memory_is_a_crash", Needs::Kvm, a_jump_beyond_memory_is_a_crash),
         ("a_guest_that_never_exits_times_out", Needs::Kvm, a_guest_that_never_exits_times_out),
-        ("vcpus_that_wait_for_one_that_never_comes_time_out", Needs::Kvm, vcpus_that_wait_for_one_that_never_comes_time_out),
+        (
+            "vcpus_that_wait_for_one_that_never_comes_time_out",
+            Needs::Kvm,
+            vcpus_that_wait_for_one_that_never_comes_time_out,
+        ),
         ("a_flood_of_exits_times_out", Needs::Kvm, a_flood_of_exits_times_out),
         ("a_vcpu_that_crashes_ends_the_others", Needs::Kvm, a_vcpu_that_crashes_ends_the_others),
         ("vcpus_meet_and_convert_side_by_side", Needs::Kvm, vcpus_meet_and_convert_side_by_side),
-        ("registers_outside_the_mask_are_neither_read_nor_written", Needs::Kvm, registers_outside_the_mask_are_neither_read_nor_written),
+        (
+            "registers_outside_the_mask_are_neither_read_nor_written",
+            Needs::Kvm,
+            registers_outside_the_mask_are_neither_read_nor_written,
+        ),
         ("images_that_cannot_run_are_refused", Needs::Kvm, images_that_cannot_run_are_refused),
     ])
 }

@@ -1,4 +1,5 @@
 //! Backend `emulated`: nothing is left of a run. Alone in its process, so that it can count.
+#![allow(clippy::expect_used, clippy::unwrap_used, reason = "test code")]
 
 mod common;
 
@@ -36,7 +37,9 @@ fn nothing_is_left_of_a_hundred_runs() {
 }
 
 fn main() -> std::process::ExitCode {
-    harness(vec![
-        ("nothing_is_left_of_a_hundred_runs", Needs::Kvm, nothing_is_left_of_a_hundred_runs),
-    ])
+    harness(vec![(
+        "nothing_is_left_of_a_hundred_runs",
+        Needs::Kvm,
+        nothing_is_left_of_a_hundred_runs,
+    )])
 }

@@ -1,4 +1,5 @@
 //! Backend `emulated`: what guest memory does at conversions, and which accesses are caught.
+#![allow(clippy::expect_used, clippy::unwrap_used, reason = "test code")]
 
 mod common;
 
@@ -207,16 +208,44 @@ fn memory_above_the_hole_has_both_aliases() {
 
 fn main() -> std::process::ExitCode {
     harness(vec![
-        ("contents_are_lost_at_conversion_and_zero_after_accept", Needs::Kvm, contents_are_lost_at_conversion_and_zero_after_accept),
-        ("pages_in_the_target_state_keep_their_contents", Needs::Kvm, pages_in_the_target_state_keep_their_contents),
+        (
+            "contents_are_lost_at_conversion_and_zero_after_accept",
+            Needs::Kvm,
+            contents_are_lost_at_conversion_and_zero_after_accept,
+        ),
+        (
+            "pages_in_the_target_state_keep_their_contents",
+            Needs::Kvm,
+            pages_in_the_target_state_keep_their_contents,
+        ),
         ("a_page_alone_is_converted_alone", Needs::Kvm, a_page_alone_is_converted_alone),
         ("pages_can_be_shared_from_the_start", Needs::Kvm, pages_can_be_shared_from_the_start),
-        ("the_wrong_alias_is_caught_with_its_gpa_in_both_directions", Needs::Userfaultfd, the_wrong_alias_is_caught_with_its_gpa_in_both_directions),
+        (
+            "the_wrong_alias_is_caught_with_its_gpa_in_both_directions",
+            Needs::Userfaultfd,
+            the_wrong_alias_is_caught_with_its_gpa_in_both_directions,
+        ),
         ("access_before_accept_is_caught", Needs::Userfaultfd, access_before_accept_is_caught),
-        ("a_page_that_was_never_removed_keeps_its_contents_and_is_watched_all_the_same", Needs::Userfaultfd, a_page_that_was_never_removed_keeps_its_contents_and_is_watched_all_the_same),
+        (
+            "a_page_that_was_never_removed_keeps_its_contents_and_is_watched_all_the_same",
+            Needs::Userfaultfd,
+            a_page_that_was_never_removed_keeps_its_contents_and_is_watched_all_the_same,
+        ),
         ("a_run_can_stop_at_a_violation", Needs::Userfaultfd, a_run_can_stop_at_a_violation),
-        ("alternating_pages_of_2m_behave_and_are_watched", Needs::Userfaultfd, alternating_pages_of_2m_behave_and_are_watched),
-        ("alternating_pages_of_1g_do_not_run_out_of_mappings", Needs::Userfaultfd, alternating_pages_of_1g_do_not_run_out_of_mappings),
-        ("memory_above_the_hole_has_both_aliases", Needs::Userfaultfd, memory_above_the_hole_has_both_aliases),
+        (
+            "alternating_pages_of_2m_behave_and_are_watched",
+            Needs::Userfaultfd,
+            alternating_pages_of_2m_behave_and_are_watched,
+        ),
+        (
+            "alternating_pages_of_1g_do_not_run_out_of_mappings",
+            Needs::Userfaultfd,
+            alternating_pages_of_1g_do_not_run_out_of_mappings,
+        ),
+        (
+            "memory_above_the_hole_has_both_aliases",
+            Needs::Userfaultfd,
+            memory_above_the_hole_has_both_aliases,
+        ),
     ])
 }

@@ -255,14 +255,14 @@ proptest! {
                 3 => drop(engine.channel_word(vcpu, word & 0x0f00_00ff)),
                 4 => {
                     let mut regs = Regs { rcx: c, r10: c & 1, ..Regs::vmcall(sub::MAP_GPA, a, b) };
-                    mapgpa::tdcall::tdcall(engine, vcpu, &mut regs).expect("memory");
+                    mapgpa::tdcall::tdcall(engine, vcpu, &mut regs, &mapgpa::platform::Bare, &mapgpa::platform::NoCpu).expect("memory");
                 }
                 5 => {
                     let mut regs = Regs {
                         rax: c & 7, rcx: a, r10: c >> 8 & 1, r11: b, r12: c, r13: a, r14: c,
                         r15: b, ..Regs::default()
                     };
-                    mapgpa::tdcall::tdcall(engine, vcpu, &mut regs).expect("memory");
+                    mapgpa::tdcall::tdcall(engine, vcpu, &mut regs, &mapgpa::platform::Bare, &mapgpa::platform::NoCpu).expect("memory");
                 }
                 _ => {
                     let reply = engine.map_gpa(vcpu, a, b).expect("memory");

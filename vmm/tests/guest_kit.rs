@@ -61,6 +61,10 @@ fn main() -> std::process::ExitCode {
     harness(vec![
         ("the_rust_program_is_the_example", Needs::Nothing, the_rust_program_is_the_example),
         ("the_rust_program_converts_its_range", Needs::Kvm, the_rust_program_converts_its_range),
-        ("the_c_program_builds_as_documented_and_converts_its_range", Needs::Kvm, the_c_program_builds_as_documented_and_converts_its_range),
+        (
+            "the_c_program_builds_as_documented_and_converts_its_range",
+            Needs::Kvm,
+            the_c_program_builds_as_documented_and_converts_its_range,
+        ),
     ])
 }

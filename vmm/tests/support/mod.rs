@@ -156,7 +156,14 @@ impl Bench {
     }
 
     pub fn tdcall(&mut self, regs: &mut Regs) {
-        mapgpa::tdcall::tdcall(&mut self.engine, 0, regs).expect("memory does not fail");
+        mapgpa::tdcall::tdcall(
+            &mut self.engine,
+            0,
+            regs,
+            &mapgpa::platform::Bare,
+            &mapgpa::platform::NoCpu,
+        )
+        .expect("memory does not fail");
     }
 
     /// A channel message.

@@ -40,6 +40,7 @@ pub const CONVERSATION: Conversation = Conversation {
     requests: 1,
     retries: 1,
     no_progress: 0,
+    ns: 0,
 };
 
 /// A conversation that ended well.
