@@ -112,25 +112,25 @@ pub(super) struct LinuxArgs {
     #[arg(long, value_name = "IMAGE")]
     pub(super) kernel: Option<PathBuf>,
     /// An initrd instead of our own, which says what it does and resets the machine
-    #[arg(long, value_name = "FILE", requires = "kernel")]
+    #[arg(long, value_name = "FILE")]
     pub(super) initrd: Option<PathBuf>,
     /// More for the kernel's command line
-    #[arg(long, value_name = "TEXT", requires = "kernel", allow_hyphen_values = true)]
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     pub(super) cmdline: Option<String>,
     /// Size of swiotlb, which the kernel shares when it boots [default: the kernel's own, 64M]
-    #[arg(long, value_name = "SIZE", requires = "kernel", value_parser = units::page_size)]
+    #[arg(long, value_name = "SIZE", value_parser = units::page_size)]
     pub(super) swiotlb: Option<u64>,
     /// A module that our init loads and unloads again; in order, for several
-    #[arg(long, value_name = "FILE.ko", requires = "kernel", conflicts_with = "initrd")]
+    #[arg(long, value_name = "FILE.ko", conflicts_with = "initrd")]
     pub(super) module: Vec<PathBuf>,
     /// At the end our init kexecs, for which the kernel walks all shared memory back to private
-    #[arg(long, requires = "kernel", conflicts_with = "initrd")]
+    #[arg(long, conflicts_with = "initrd")]
     pub(super) kexec: bool,
     /// Ends the run there, if the kernel does not end it first [default: exit; userspace with --initrd]
-    #[arg(long, value_enum, requires = "kernel")]
+    #[arg(long, value_enum)]
     pub(super) until: Option<UntilArg>,
     /// Shows the console as it comes, on stderr with --format json
-    #[arg(long, requires = "kernel")]
+    #[arg(long)]
     pub(super) console: bool,
 }
 
@@ -142,6 +142,20 @@ pub(super) enum UntilArg {
     Conversions,
     /// Power-off, reset or panic
     Exit,
+}
+
+impl LinuxArgs {
+    /// Whether an option was given that means nothing without a kernel. (clap's `requires` is silent
+    /// where what is required conflicts with what is there.)
+    pub(super) const fn any(&self) -> bool {
+        self.initrd.is_some()
+            || self.cmdline.is_some()
+            || self.swiotlb.is_some()
+            || !self.module.is_empty()
+            || self.kexec
+            || self.until.is_some()
+            || self.console
+    }
 }
 
 impl From<UntilArg> for Until {

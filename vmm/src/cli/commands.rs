@@ -10,7 +10,6 @@ use crate::case::{Case, GuestSource, Ran};
 use crate::explain::explain as explain_policy;
 use crate::host;
 use crate::judge::CHECKS;
-use crate::one_line;
 use crate::policy::{PRESETS, Policy, SPEC_HELP};
 use crate::report::{Verdict, text};
 use crate::suite::POLICIES;
@@ -135,13 +134,18 @@ pub(super) fn explain(
     Ok(Found::Expected)
 }
 
+/// What is said to the options of kernels without one.
+const NEEDS_KERNEL: &str = "--initrd, --cmdline, --swiotlb, --module, --kexec, --until and --console \
+                            are about a kernel: they need --kernel";
+
 /// `mapgpa run`
 pub(super) fn run(args: &RunArgs) -> Result<Found, CliError> {
     let ran = match (&args.guest, &args.linux.kernel) {
         (_, Some(kernel)) => linux::run(args, kernel)?,
+        (_, None) if args.linux.any() => return Err(CliError::Conflict(NEEDS_KERNEL)),
         (guest, None) => run_guest(args, guest.as_deref().unwrap_or_default())?,
     };
-    report(args, &ran)
+    report(args, ran)
 }
 
 fn run_guest(args: &RunArgs, guest: &str) -> Result<Ran, CliError> {
@@ -155,14 +159,13 @@ fn run_guest(args: &RunArgs, guest: &str) -> Result<Ran, CliError> {
 }
 
 /// Writes the report of a run; what the exit code is made of.
-fn report(args: &RunArgs, ran: &Ran) -> Result<Found, CliError> {
+fn report(args: &RunArgs, ran: Ran) -> Result<Found, CliError> {
     output::stdout(|out| match args.format {
         Format::Text => text::run(out, &ran.report),
         Format::Json => output::json(out, &ran.report),
     })?;
-    if let Some(error) = &ran.error {
-        output::complain(&format!("mapgpa: {}", one_line(error)));
-        return Ok(Found::HostCannot);
+    if let Some(error) = ran.error {
+        return Err(error.into());
     }
     if ran.interrupted {
         return Ok(Found::Interrupted);

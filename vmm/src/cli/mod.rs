@@ -86,7 +86,7 @@ impl From<MemoryError> for CliError {
 impl CliError {
     fn exit_code(&self) -> u8 {
         match self {
-            Self::Run(RunError::Trace { .. }) => 2,
+            Self::Run(RunError::Trace { .. } | RunError::Module(_)) => 2,
             Self::Run(RunError::Emulated(error)) if error.is_bad_image() => 2,
             Self::Backend { .. } | Self::Run(_) => 3,
             Self::Io(..) | Self::Compare(_) => 4,

@@ -10,7 +10,9 @@ use std::time::Instant;
 use mapgpa_abi::Direction;
 use mapgpa_abi::tdcall::status;
 
-use super::event::{Conversation, Stray};
+use super::event::{Conversation, Ending, Event, EventSink, Stray};
+use super::{Engine, Flow};
+use crate::memory::Memory;
 use crate::pagemap::{PageMap, PageState, Pages};
 use crate::policy::Request;
 
@@ -137,4 +139,87 @@ fn is_shared(request: &Request) -> bool {
 
 fn contains(outer: Pages, inner: Pages) -> bool {
     inner.first >= outer.first && inner.end() <= outer.end()
+}
+
+impl<M: Memory, S: EventSink> Engine<M, S> {
+    /// Whether a conversation of another vCPU that is under way overlaps `request`.
+    pub(super) fn overlaps(&self, request: &Request) -> bool {
+        let pages = request.pages();
+        self.vcpus.iter().zip(0..).any(|(vcpu, index)| {
+            index != request.vcpu
+                && vcpu.open.is_some_and(|open| {
+                    let other = open.conversation.pages;
+                    open.retry.is_some() && other.first < pages.end() && pages.first < other.end()
+                })
+        })
+    }
+
+    /// Closes the open conversation of `vcpu`, if there is one; `marked` is what the guest reports:
+    /// success, and pages accepted.
+    pub(super) fn close(&mut self, vcpu: u32, marked: Option<(bool, u64)>) -> Flow {
+        let Some(open) = self.vcpus[vcpu as usize].open.take() else { return Flow::Continue };
+        let conversation = open.conversation;
+        let shared = conversation.to == Direction::ToShared;
+        let success = marked.map_or(open.succeeded, |(success, _)| success);
+        let pages = conversation.pages;
+        let is_missing = |state| (state == PageState::Shared) != shared;
+        let missing = self.map.find(pages, is_missing);
+        let pending = self.map.find(pages, |state| state == PageState::PrivatePending);
+        let lied = missing.is_some() && self.are_lied(pages, is_missing);
+        let ending = if success {
+            Ending::Completed
+        } else {
+            Ending::GaveUp(missing.map(|missing| missing.gpa()))
+        };
+        self.emit(&Event::Closed {
+            conversation,
+            ending,
+            marked: open.marked,
+            reported_accepted: marked.map_or(0, |(_, accepted)| accepted),
+            missing,
+            lied,
+            pending,
+        })
+    }
+
+    /// `vcpu` does what a retry loop does not: it waits, or writes to a device. Should it not come
+    /// back to an unmarked conversation that was answered RETRY, it has given that up.
+    pub fn moved_on(&mut self, vcpu: u32) {
+        if let Some(open) = &mut self.vcpus[vcpu as usize].open {
+            open.moved_on = true;
+        }
+    }
+
+    /// `vcpu` says that a conversion failed: its unmarked conversation was given up.
+    pub fn gave_up(&mut self, vcpu: u32) -> Flow {
+        if self.vcpus[vcpu as usize].open.is_some_and(|open| !open.marked) {
+            return self.close(vcpu, None);
+        }
+        Flow::Continue
+    }
+
+    /// Ends the run: conversations still open never returned, unless their vCPU moved on. Gives back
+    /// memory and sink.
+    pub fn end(mut self) -> (M, S) {
+        for vcpu in 0..self.settings.vcpus {
+            let open = self.vcpus[vcpu].open;
+            if open.is_some_and(|open| !open.marked && open.moved_on) {
+                self.close(u32::try_from(vcpu).unwrap_or(u32::MAX), None);
+            }
+            let Some(open) = self.vcpus[vcpu].open.take() else { continue };
+            if !open.marked && open.retry.is_none() {
+                continue;
+            }
+            self.emit(&Event::Closed {
+                conversation: open.conversation,
+                ending: Ending::NeverReturned,
+                marked: open.marked,
+                reported_accepted: 0,
+                missing: None,
+                lied: false,
+                pending: None,
+            });
+        }
+        (self.memory, self.sink)
+    }
 }

@@ -4,25 +4,28 @@
 //! It knows no KVM: a backend calls it from its vCPU loop, or a guest in the same process does. What
 //! the guest sees of the pages is [`Memory`]'s; what is true of them is the [`PageMap`]'s.
 
+mod access;
 mod conversation;
 mod event;
 mod guest_channel;
+mod reply;
 mod request;
 
 use std::time::Instant;
 
-use mapgpa_abi::tdcall::{level, module, status};
-use mapgpa_abi::{Alias, Direction, PAGE_SIZE, PAGE_SIZE_2M, shared_bit};
+use mapgpa_abi::tdcall::status;
+use mapgpa_abi::{Direction, PAGE_SIZE, shared_bit};
 use rangemap::RangeSet;
 
 use crate::memory::{Memory, MemoryError};
 use crate::pagemap::{Change, PageMap, PageState, Pages};
-use crate::policy::{AcceptAnswer, Amount, Context, Decision, Policy, Request, Say};
+use crate::policy::{Amount, Context, Policy, Request};
 use conversation::Open;
 pub use event::{
     Accept, Alarm, Call, Conversation, Ending, Event, EventSink, Malformed, Stray, Then, Truth,
 };
 use guest_channel::Channel;
+use reply::reply;
 
 /// What a vCPU does after an exit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -313,74 +316,6 @@ impl<M: Memory, S: EventSink> Engine<M, S> {
         Ok((changed.pages, changed.next))
     }
 
-    /// Answers TDG.MEM.PAGE.ACCEPT with `rcx` on `vcpu`: RAX, or nothing if the TD does not come back.
-    ///
-    /// # Errors
-    /// The memory could not be set up.
-    pub fn accept(&mut self, vcpu: u32, rcx: u64) -> Result<(Option<u64>, Flow), MemoryError> {
-        let this = &mut self.vcpus[vcpu as usize];
-        this.accepts += 1;
-        let size = match rcx & 0xfff {
-            level::L4K => PAGE_SIZE,
-            level::L2M => PAGE_SIZE_2M,
-            _ => 0,
-        };
-        let gpa = rcx & !0xfff;
-        if size == 0 || !gpa.is_multiple_of(size) || gpa & !(self.shared_bit - 1) != 0 {
-            return Ok((Some(module::OPERAND_INVALID | module::OPERAND_RCX), Flow::Continue));
-        }
-        let pages = Pages::of_bytes(gpa, size);
-        let policy =
-            self.settings.policy.decide_accept(self.settings.seed, vcpu, this.accepts, gpa);
-        let state = self.map.uniform(pages);
-        let shared = state != Some(PageState::PrivatePending)
-            && self.map.find(pages, |state| state == PageState::Shared).is_some();
-        let large = size == PAGE_SIZE_2M;
-        let (answer, special) = match (policy, state) {
-            (AcceptAnswer::Exit, _) => (None, true),
-            _ if shared => (None, false),
-            (AcceptAnswer::Mismatch, Some(PageState::PrivatePending)) if large => {
-                (Some(module::PAGE_SIZE_MISMATCH | level::L2M), true)
-            }
-            (_, Some(PageState::PrivatePending)) => (Some(module::SUCCESS), false),
-            (_, Some(_)) => {
-                let code = module::PAGE_ALREADY_ACCEPTED | (rcx & 7);
-                (Some(code), policy == AcceptAnswer::Already)
-            }
-            (_, None) => (Some(module::PAGE_SIZE_MISMATCH | level::L2M), false),
-        };
-        if answer == Some(module::SUCCESS) {
-            self.runs.clear();
-            self.map.apply(pages, Change::Accept, u64::MAX, &mut self.runs);
-            for run in &self.runs {
-                self.memory.accept(*run, &self.map)?;
-            }
-        }
-        let lied = shared && self.are_lied(pages, |state| state == PageState::Shared);
-        let event = Event::Accept(Accept { vcpu, pages, answer, shared, lied, special });
-        let flow = self.emit(&event);
-        Ok((answer, if answer.is_none() { Flow::Stop } else { flow }))
-    }
-
-    /// Whether the guest may touch `raw_gpa` (bytes, shared bit as used); if not, that is an event.
-    ///
-    /// # Errors
-    /// It may not; what the vCPU is to do then.
-    pub fn touch(&mut self, raw_gpa: u64) -> Result<(), Flow> {
-        let alias = if raw_gpa & self.shared_bit == 0 { Alias::Private } else { Alias::Shared };
-        let page = (raw_gpa & !self.shared_bit) / PAGE_SIZE;
-        let state = self.map.state(page);
-        let legitimate = match alias {
-            Alias::Private => state == PageState::PrivateAccepted,
-            Alias::Shared => state == PageState::Shared,
-        };
-        if legitimate {
-            return Ok(());
-        }
-        let lied = self.is_lied(Pages { first: page, count: 1 });
-        Err(self.emit(&Event::Touch { raw_gpa, alias, page, state, lied }))
-    }
-
     /// Whether lies that the guest could not detect cover all of `pages`.
     fn is_lied(&self, pages: Pages) -> bool {
         self.lied.gaps(&(pages.first..pages.end())).next().is_none()
@@ -396,135 +331,10 @@ impl<M: Memory, S: EventSink> Engine<M, S> {
         all
     }
 
-    /// Whether a conversation of another vCPU that is under way overlaps `request`.
-    fn overlaps(&self, request: &Request) -> bool {
-        let pages = request.pages();
-        self.vcpus.iter().zip(0..).any(|(vcpu, index)| {
-            index != request.vcpu
-                && vcpu.open.is_some_and(|open| {
-                    let other = open.conversation.pages;
-                    open.retry.is_some() && other.first < pages.end() && pages.first < other.end()
-                })
-        })
-    }
-
-    /// Closes the open conversation of `vcpu`, if there is one; `marked` is what the guest reports:
-    /// success, and pages accepted.
-    fn close(&mut self, vcpu: u32, marked: Option<(bool, u64)>) -> Flow {
-        let Some(open) = self.vcpus[vcpu as usize].open.take() else { return Flow::Continue };
-        let conversation = open.conversation;
-        let shared = conversation.to == Direction::ToShared;
-        let success = marked.map_or(open.succeeded, |(success, _)| success);
-        let pages = conversation.pages;
-        let is_missing = |state| (state == PageState::Shared) != shared;
-        let missing = self.map.find(pages, is_missing);
-        let pending = self.map.find(pages, |state| state == PageState::PrivatePending);
-        let lied = missing.is_some() && self.are_lied(pages, is_missing);
-        let ending = if success {
-            Ending::Completed
-        } else {
-            Ending::GaveUp(missing.map(|missing| missing.gpa()))
-        };
-        self.emit(&Event::Closed {
-            conversation,
-            ending,
-            marked: open.marked,
-            reported_accepted: marked.map_or(0, |(_, accepted)| accepted),
-            missing,
-            lied,
-            pending,
-        })
-    }
-
-    /// `vcpu` does what a retry loop does not: it waits, or writes to a device. Should it not come
-    /// back to an unmarked conversation that was answered RETRY, it has given that up.
-    pub fn moved_on(&mut self, vcpu: u32) {
-        if let Some(open) = &mut self.vcpus[vcpu as usize].open {
-            open.moved_on = true;
-        }
-    }
-
-    /// `vcpu` says that a conversion failed: its unmarked conversation was given up.
-    pub fn gave_up(&mut self, vcpu: u32) -> Flow {
-        if self.vcpus[vcpu as usize].open.is_some_and(|open| !open.marked) {
-            return self.close(vcpu, None);
-        }
-        Flow::Continue
-    }
-
-    /// Ends the run: conversations still open never returned, unless their vCPU moved on. Gives back
-    /// memory and sink.
-    pub fn end(mut self) -> (M, S) {
-        for vcpu in 0..self.settings.vcpus {
-            let open = self.vcpus[vcpu].open;
-            if open.is_some_and(|open| !open.marked && open.moved_on) {
-                self.close(u32::try_from(vcpu).unwrap_or(u32::MAX), None);
-            }
-            let Some(open) = self.vcpus[vcpu].open.take() else { continue };
-            if !open.marked && open.retry.is_none() {
-                continue;
-            }
-            self.emit(&Event::Closed {
-                conversation: open.conversation,
-                ending: Ending::NeverReturned,
-                marked: open.marked,
-                reported_accepted: 0,
-                missing: None,
-                lied: false,
-                pending: None,
-            });
-        }
-        (self.memory, self.sink)
-    }
-
     /// Hands an event to the consumer.
     pub fn emit(&mut self, event: &Event<'_>) -> Flow {
         self.sink.on(event).into()
     }
-}
-
-/// R10, R11, their truth, and whether they show what the policy is about, when `next` is the first
-/// page of the request that is not converted.
-fn reply(request: &Request, decision: &Decision, next: u64) -> (u64, u64, Truth, bool) {
-    let pages = request.pages();
-    let complete = next == pages.end();
-    let bit = request.raw_gpa ^ request.gpa;
-    let next_raw = (next * PAGE_SIZE) | bit;
-    let (code, r11) = match decision.say {
-        Say::Truth | Say::Retry(_) if complete => (status::SUCCESS, 0),
-        Say::Truth => (status::RETRY, next_raw),
-        Say::Retry(r11) => (status::RETRY, r11.value(request, next * PAGE_SIZE)),
-        Say::Success => (status::SUCCESS, 0),
-        Say::Status(code @ (status::INVALID_OPERAND | status::GPA_INUSE)) => {
-            // What KVM's tdx_map_gpa() leaves there: the next GPA that is not converted.
-            (code, if complete { request.raw_gpa } else { next_raw })
-        }
-        Say::Status(code @ status::ALIGN_ERROR) => (code, request.raw_gpa),
-        Say::Status(code) => (code, 0),
-    };
-    let end_raw = request.raw_gpa + request.size;
-    let truth = match code {
-        status::SUCCESS if complete => Truth::True,
-        status::SUCCESS => Truth::Undetectable(Pages { first: next, count: pages.end() - next }),
-        status::RETRY if r11 % PAGE_SIZE != 0 || r11 < request.raw_gpa || r11 >= end_raw => {
-            Truth::Detectable
-        }
-        status::RETRY if r11 <= next_raw => Truth::True,
-        status::RETRY => {
-            Truth::Undetectable(Pages { first: next, count: (r11 - next_raw) / PAGE_SIZE })
-        }
-        status::INVALID_OPERAND
-        | status::GPA_INUSE
-        | status::ALIGN_ERROR
-        | status::SUBFUNC_UNSUPPORTED => Truth::Refusal,
-        _ => Truth::Detectable,
-    };
-    let plain = match code {
-        status::SUCCESS => complete,
-        status::RETRY => matches!(decision.say, Say::Retry(_)) && r11 == next_raw,
-        _ => false,
-    };
-    (code, r11, truth, decision.special && !plain)
 }
 
 fn nanos(duration: std::time::Duration) -> u64 {

@@ -156,6 +156,9 @@ pub fn plan<'a>(wanted: Wanted<'a>) -> Result<Boot<'a>, BootError> {
 /// The command line with its final 0.
 fn command_line(text: &str) -> Result<Vec<u8>, BootError> {
     let error = |error: linux_loader::cmdline::Error| BootError::Cmdline(error.to_string());
+    if text.chars().any(|c| !matches!(c, ' '..='~')) {
+        return Err(error(linux_loader::cmdline::Error::InvalidAscii));
+    }
     let cmdline = Cmdline::try_from(text, CMDLINE_SIZE).map_err(error)?;
     Ok(cmdline.as_cstring().map_err(error)?.into_bytes_with_nul())
 }

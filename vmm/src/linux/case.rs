@@ -31,10 +31,9 @@ const MEMORY_MAX: u64 = 1 << 40;
 /// The most bytes of an initrd: what lies below 2 GiB at all.
 const INITRD_MAX: u64 = 2 << 30;
 /// What is always on the command line: a serial console from the start; no IOAPIC, which a TD would
-/// reach through #VE; no PCI, which it would look for; the kernel where it was loaded; an end rather
-/// than a hang; errors only, as every character is an exit.
-const CMDLINE: &str =
-    "console=ttyS0 earlyprintk=ttyS0 noapic pci=off nokaslr panic=-1 reboot=k loglevel=";
+/// reach through #VE; the kernel where it was loaded; an end rather than a hang; warnings and errors
+/// only, as every character is an exit.
+const CMDLINE: &str = "console=ttyS0 earlyprintk=ttyS0 noapic nokaslr panic=-1 reboot=k loglevel=";
 /// Bytes of a slab of swiotlb, in which `swiotlb=` counts.
 const SLAB: u64 = 2048;
 
@@ -165,7 +164,7 @@ impl LinuxCase {
         };
         let until = options.until.unwrap_or(until);
         // That user space is reached with an initrd of the user's, the kernel says at level 6.
-        let level = if options.initrd.is_some() && until == Until::Userspace { 7 } else { 4 };
+        let level = if options.initrd.is_some() && until == Until::Userspace { 7 } else { 5 };
         let mut cmdline = format!("{CMDLINE}{level}");
         if let Some(swiotlb) = options.swiotlb {
             cmdline += &format!(" swiotlb={},force", swiotlb / SLAB);
@@ -266,11 +265,12 @@ impl LinuxCase {
         if let Some(line) = machine.last_line() {
             end.sink.console_line(&line);
         }
-        let could_run = end.error.is_none() && !end.interrupted;
+        let unfit = machine.unfit_module().map(RunError::Module);
+        let error = end.error.map(RunError::from).or(unfit);
+        let could_run = error.is_none() && !end.interrupted;
         let record = end.sink.finish().map_err(trace_error)?;
-        let data = Vec::new();
         let report = self.report(record, could_run, end.exits, end.checks_off, wall);
-        Ok(Ran { report, interrupted: end.interrupted, error: end.error.map(Into::into), data })
+        Ok(Ran { report, interrupted: end.interrupted, error, data: Vec::new() })
     }
 
     fn report(

@@ -18,6 +18,8 @@ pub enum Said<'a> {
     Kexec,
     /// A step of our init failed; which, and how.
     StepFailed(&'a str),
+    /// A module is not one of this kernel's, or lacks another; which, and how.
+    ModuleUnfit(&'a str),
     /// Our init has done what it was to do.
     Done,
 }
@@ -44,6 +46,10 @@ const OOPS: [&str; 6] = [
     "invalid opcode: ",
     "PANIC: double fault",
 ];
+
+/// How loading a module fails that is of another kernel, lacks another module, or has no signature:
+/// ENOEXEC, ENOENT, EKEYREJECTED.
+const UNFIT: [&str; 3] = ["failed, error 8", "failed, error 2", "failed, error 129"];
 
 /// What a line of the console means.
 #[must_use]
@@ -75,6 +81,8 @@ fn read_init(said: &str) -> Said<'_> {
         Said::Userspace
     } else if said.starts_with("kexec: begins") {
         Said::Kexec
+    } else if said.starts_with("load ") && UNFIT.iter().any(|error| said.ends_with(error)) {
+        Said::ModuleUnfit(said)
     } else if said.contains(": failed") {
         Said::StepFailed(said)
     } else if said.starts_with("done") {
@@ -130,7 +138,11 @@ mod tests {
             ("mapgpa-init: userspace reached, Linux 6.12.0", Said::Userspace),
             (
                 "mapgpa-init: load a.ko: failed, error 8",
-                Said::StepFailed("load a.ko: failed, error 8"),
+                Said::ModuleUnfit("load a.ko: failed, error 8"),
+            ),
+            (
+                "mapgpa-init: load a.ko: failed, error 5",
+                Said::StepFailed("load a.ko: failed, error 5"),
             ),
             ("mapgpa-init: load a.ko: ok", Said::Nothing),
             ("mapgpa-init: done", Said::Done),

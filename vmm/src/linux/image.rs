@@ -187,12 +187,13 @@ impl Kernel {
             });
         }
         let entry = header.e_entry(endian);
-        let has_entry = |segment: &Segment| {
-            segment.executable
-                && entry.checked_sub(segment.address).is_some_and(|at| at < segment.size)
+        let has_entry = |segment: &&mut Segment| {
+            entry.checked_sub(segment.address).is_some_and(|at| at < segment.size)
         };
-        if !segments.iter().any(has_entry) {
-            return Err(KernelError::Segment("its entry point is in no executable segment"));
+        match segments.iter_mut().find(has_entry) {
+            // From 7.x on the code that is only for booting lies among data.
+            Some(segment) => segment.executable = true,
+            None => return Err(KernelError::Segment("its entry point is in no segment")),
         }
         let version = version(&elf);
         Ok(Self { elf, segments, entry, version })

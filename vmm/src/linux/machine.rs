@@ -47,6 +47,7 @@ struct Inner {
     step_failed: bool,
     kexec: bool,
     nowhere_told: bool,
+    unfit: Option<String>,
 }
 
 impl Machine {
@@ -64,6 +65,7 @@ impl Machine {
             step_failed: false,
             kexec: false,
             nowhere_told: false,
+            unfit: None,
         };
         Ok((Self { inner: Mutex::new(inner), until, memory }, interrupt))
     }
@@ -71,6 +73,11 @@ impl Machine {
     /// What is left of the console when the run is over.
     pub fn last_line(&self) -> Option<String> {
         self.inner().devices.lines(true).pop()
+    }
+
+    /// The module that ended the run, as it is not one of this kernel's.
+    pub fn unfit_module(&self) -> Option<String> {
+        self.inner().unfit.take()
     }
 
     fn inner(&self) -> MutexGuard<'_, Inner> {
@@ -125,6 +132,10 @@ impl Machine {
             Said::StepFailed(step) => {
                 inner.step_failed = true;
                 flow = engine.odd(&format!("its init says: {step}"));
+            }
+            Said::ModuleUnfit(step) => {
+                inner.unfit = Some(step.to_owned());
+                flow = Flow::Stop;
             }
             Said::Kexec => inner.kexec = true,
             Said::Userspace => {

@@ -1,5 +1,7 @@
 //! One case: a guest, a policy and their options; checked, run on a backend, and reported.
 
+mod error;
+
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -7,16 +9,15 @@ use mapgpa_abi::params::{BOUND_OWN, Layout, Params, Plan};
 use mapgpa_abi::{Direction, PAGE_SIZE_1G};
 use mapgpa_guests::Guest;
 
-use crate::backend::emulated::KernelMode;
 use crate::backend::{End, Setup, emulated, hosted};
 use crate::engine::{EventSink, Settings};
 use crate::judge::{Judge, Rules};
-use crate::linux::boot::BootError;
-use crate::memory::MemoryError;
 use crate::pagemap::Pages;
 use crate::policy::Policy;
 use crate::report::{Host, Record, Recorder, RunReport, Totals, Trace, Verdict};
-use crate::units::show_size;
+
+pub(crate) use error::trace_error;
+pub use error::{CaseError, RunError};
 
 /// What runs as the guest.
 #[derive(Debug, Clone)]
@@ -98,6 +99,8 @@ pub struct Case {
     pub trace: Option<PathBuf>,
 }
 
+/// When a guest test is ended at the latest, unless the user says otherwise.
+const DEFAULT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Start of the range where it is less than 1 GiB: above the guest's image, 2 MiB aligned.
 const RANGE_GPA: u64 = 16 << 20;
 /// The end of memory below the hole that PCs have under 4 GiB.
@@ -112,118 +115,6 @@ const MEMORY_MAX: u64 = 1 << 40;
 pub const VCPUS_MAX: usize = 16;
 /// Pages touched of a range after its conversion, and before where memory work is not measured.
 const TOUCHED: u64 = 16;
-
-/// A case that cannot be run as asked.
-#[derive(Debug, thiserror::Error, PartialEq, Eq)]
-pub enum CaseError {
-    /// The policy can do nothing of what it is about.
-    #[error("policy {policy} cannot apply with --direction {direction}: {why}")]
-    CannotApply {
-        /// The policy.
-        policy: String,
-        /// The direction.
-        direction: &'static str,
-        /// Why not.
-        why: &'static str,
-    },
-    /// The guest has no loop that could be bounded.
-    #[error("--bound: {guest} has no retry loop to bound (`mapgpa list guests` shows which have)")]
-    NoBound {
-        /// The guest.
-        guest: String,
-    },
-    /// The guest runs in VMs only.
-    #[error("{guest} runs in a VM only: it needs --backend emulated")]
-    VmOnly {
-        /// The guest.
-        guest: String,
-    },
-    /// Memory of a size that cannot be.
-    #[error("--memory {}: expected {} to {}", show_size(*.0), show_size(MEMORY_MIN), show_size(MEMORY_MAX))]
-    Memory(u64),
-    /// The range does not fit.
-    #[error(
-        "--range {}{}: needs --memory {} or more, but it is {}",
-        show_size(*range), if *scattered { " --layout scattered" } else { "" },
-        show_size(*needs), show_size(*memory)
-    )]
-    Range {
-        /// Bytes of the range.
-        range: u64,
-        /// Its pages lie apart.
-        scattered: bool,
-        /// Bytes of memory that would do.
-        needs: u64,
-        /// Bytes of memory that there are.
-        memory: u64,
-    },
-    /// No memory is large enough for the range.
-    #[error(
-        "--range {}{}: does not fit in {}, the most memory that a guest can have",
-        show_size(*range), if *scattered { " --layout scattered" } else { "" }, show_size(MEMORY_MAX)
-    )]
-    Largest {
-        /// Bytes of the range.
-        range: u64,
-        /// Its pages lie apart.
-        scattered: bool,
-    },
-    /// More vCPUs than pages.
-    #[error("--vcpus {vcpus}: expected 1 to {most}{}", if *most < VCPUS_MAX { ", one for each page of the range" } else { "" })]
-    Vcpus {
-        /// Asked for.
-        vcpus: usize,
-        /// The most.
-        most: usize,
-    },
-    /// Overlapping conversions make sense one way only.
-    #[error(
-        "--layout overlapping: expected --direction to-shared or round-trip, and 2 vCPUs or more"
-    )]
-    Overlapping,
-    /// A GPAW that cannot be.
-    #[error(
-        "--gpaw {gpaw}: expected a number of bits from {least} to 52, so that memory lies below the shared bit"
-    )]
-    Gpaw {
-        /// Asked for.
-        gpaw: u32,
-        /// The least.
-        least: u32,
-    },
-}
-
-/// A run that could not be done.
-#[derive(Debug, thiserror::Error)]
-pub enum RunError {
-    /// The VM failed.
-    #[error(transparent)]
-    Emulated(#[from] emulated::EmulatedError),
-    /// Guest memory failed.
-    #[error(transparent)]
-    Memory(#[from] MemoryError),
-    /// This host's KVM cannot run kernels at speed.
-    #[error(
-        "this host's KVM cannot run a kernel: code at CPL 0 runs at {:.1} million instructions a \
-         second{}, a kernel needs {:.0}; `make lab` has a KVM that can, on any machine (docs/lab.md)",
-        mode.mips, if mode.sse { "" } else { " and without SSE" }, KernelMode::FIT_MIPS
-    )]
-    Unfit {
-        /// What was found.
-        mode: KernelMode,
-    },
-    /// A kernel does not fit into memory.
-    #[error(transparent)]
-    Boot(BootError),
-    /// The trace cannot be written.
-    #[error("--trace {}: cannot be written", path.display())]
-    Trace {
-        /// The file.
-        path: PathBuf,
-        /// The host's error.
-        source: std::io::Error,
-    },
-}
 
 /// A run's report, and how the run went.
 #[derive(Debug)]
@@ -265,7 +156,7 @@ impl Case {
             bound: BOUND_OWN,
             guest_chunk: 0,
             vcpus: 1,
-            timeout: crate::judge::DEFAULT_TIMEOUT,
+            timeout: DEFAULT_TIMEOUT,
             rules: Rules::default(),
             trace: None,
         }
@@ -480,9 +371,4 @@ impl Case {
 fn flatten<S, E: Into<RunError>>(end: End<S, E>) -> End<S, RunError> {
     let End { sink, exits, work, interrupted, checks_off, error } = end;
     End { sink, exits, work, interrupted, checks_off, error: error.map(Into::into) }
-}
-
-/// An error of writing the trace.
-pub(crate) fn trace_error(path: &Path, source: std::io::Error) -> RunError {
-    RunError::Trace { path: path.to_owned(), source }
 }

@@ -1,0 +1,80 @@
+//! What the guest does with pages beside converting them: TDG.MEM.PAGE.ACCEPT, and touching them.
+
+use mapgpa_abi::tdcall::{level, module};
+use mapgpa_abi::{Alias, PAGE_SIZE, PAGE_SIZE_2M};
+
+use super::event::{Accept, Event, EventSink};
+use super::{Engine, Flow};
+use crate::memory::{Memory, MemoryError};
+use crate::pagemap::{Change, PageState, Pages};
+use crate::policy::AcceptAnswer;
+
+impl<M: Memory, S: EventSink> Engine<M, S> {
+    /// Answers TDG.MEM.PAGE.ACCEPT with `rcx` on `vcpu`: RAX, or nothing if the TD does not come back.
+    ///
+    /// # Errors
+    /// The memory could not be set up.
+    pub fn accept(&mut self, vcpu: u32, rcx: u64) -> Result<(Option<u64>, Flow), MemoryError> {
+        let this = &mut self.vcpus[vcpu as usize];
+        this.accepts += 1;
+        let size = match rcx & 0xfff {
+            level::L4K => PAGE_SIZE,
+            level::L2M => PAGE_SIZE_2M,
+            _ => 0,
+        };
+        let gpa = rcx & !0xfff;
+        if size == 0 || !gpa.is_multiple_of(size) || gpa & !(self.shared_bit - 1) != 0 {
+            return Ok((Some(module::OPERAND_INVALID | module::OPERAND_RCX), Flow::Continue));
+        }
+        let pages = Pages::of_bytes(gpa, size);
+        let policy =
+            self.settings.policy.decide_accept(self.settings.seed, vcpu, this.accepts, gpa);
+        let state = self.map.uniform(pages);
+        let shared = state != Some(PageState::PrivatePending)
+            && self.map.find(pages, |state| state == PageState::Shared).is_some();
+        let large = size == PAGE_SIZE_2M;
+        let (answer, special) = match (policy, state) {
+            (AcceptAnswer::Exit, _) => (None, true),
+            _ if shared => (None, false),
+            (AcceptAnswer::Mismatch, Some(PageState::PrivatePending)) if large => {
+                (Some(module::PAGE_SIZE_MISMATCH | level::L2M), true)
+            }
+            (_, Some(PageState::PrivatePending)) => (Some(module::SUCCESS), false),
+            (_, Some(_)) => {
+                let code = module::PAGE_ALREADY_ACCEPTED | (rcx & 7);
+                (Some(code), policy == AcceptAnswer::Already)
+            }
+            (_, None) => (Some(module::PAGE_SIZE_MISMATCH | level::L2M), false),
+        };
+        if answer == Some(module::SUCCESS) {
+            self.runs.clear();
+            self.map.apply(pages, Change::Accept, u64::MAX, &mut self.runs);
+            for run in &self.runs {
+                self.memory.accept(*run, &self.map)?;
+            }
+        }
+        let lied = shared && self.are_lied(pages, |state| state == PageState::Shared);
+        let event = Event::Accept(Accept { vcpu, pages, answer, shared, lied, special });
+        let flow = self.emit(&event);
+        Ok((answer, if answer.is_none() { Flow::Stop } else { flow }))
+    }
+
+    /// Whether the guest may touch `raw_gpa` (bytes, shared bit as used); if not, that is an event.
+    ///
+    /// # Errors
+    /// It may not; what the vCPU is to do then.
+    pub fn touch(&mut self, raw_gpa: u64) -> Result<(), Flow> {
+        let alias = if raw_gpa & self.shared_bit == 0 { Alias::Private } else { Alias::Shared };
+        let page = (raw_gpa & !self.shared_bit) / PAGE_SIZE;
+        let state = self.map.state(page);
+        let legitimate = match alias {
+            Alias::Private => state == PageState::PrivateAccepted,
+            Alias::Shared => state == PageState::Shared,
+        };
+        if legitimate {
+            return Ok(());
+        }
+        let lied = self.is_lied(Pages { first: page, count: 1 });
+        Err(self.emit(&Event::Touch { raw_gpa, alias, page, state, lied }))
+    }
+}
