@@ -2,11 +2,11 @@
 //! process, have to give the same calls, replies, conversations and violations.
 #![allow(clippy::expect_used, reason = "test code")]
 
-mod common;
+mod harness;
 
 use std::time::Duration;
 
-use common::{Needs, harness};
+use harness::{Needs, harness};
 use mapgpa::backend::emulated;
 use mapgpa::case::{Backend, Case, GuestSource};
 use mapgpa::judge::Rules;

@@ -305,22 +305,6 @@ fn nothing_is_left_behind_when_another_argument_is_bad() {
 }
 
 #[test]
-fn a_vm_that_cannot_be_made_leaves_no_trace() {
-    if let Err(error) = mapgpa::backend::emulated::default_gpaw() {
-        eprintln!("skipped: {error}");
-        return;
-    }
-    let scratch = Scratch::new("no-vm");
-    let (image, trace) = (scratch.path("guest.elf"), scratch.path("t").display().to_string());
-    fs::write(&image, "no ELF").expect("a file");
-    refused(with(&["run", &image.display().to_string(), "--trace", &trace]), &["ELF"]);
-    assert_eq!(scratch.files(), ["guest.elf"]);
-    fs::write(&trace, "mine").expect("a file");
-    refused(with(&["run", &image.display().to_string(), "--trace", &trace]), &["ELF"]);
-    assert_eq!(scratch.files(), ["guest.elf", "t"], "it was there before");
-}
-
-#[test]
 fn explanations() {
     for (options, words) in [
         ("--range 0", &["--range", "0"][..]),

@@ -5,7 +5,6 @@ mod support;
 
 use std::time::{Duration, Instant};
 
-use mapgpa::backend::emulated;
 use serde_json::Value;
 use support::Scratch;
 use support::command::{code, command, output, refused, stderr, stdout};
@@ -22,18 +21,6 @@ fn row<'a>(object: &'a Value, policy: &str, guest_chunk: Option<u64>) -> &'a Val
     rows.iter()
         .find(|row| row["policy"] == policy && row["guest_chunk"].as_u64() == guest_chunk)
         .unwrap_or_else(|| panic!("no row {policy} {guest_chunk:?} in {object:#}"))
-}
-
-fn kvm() -> bool {
-    let there = emulated::default_gpaw().is_ok();
-    assert!(
-        there || std::env::var_os("MAPGPA_REQUIRE_KVM").is_none_or(|value| value != "1"),
-        "MAPGPA_REQUIRE_KVM=1, but there is no KVM"
-    );
-    if !there {
-        eprintln!("skipped: no KVM");
-    }
-    there
 }
 
 #[test]
@@ -101,28 +88,6 @@ fn who_gives_up_or_never_stops_is_shown_as_such() {
 }
 
 #[test]
-fn a_vm_is_measured_beside_its_bare_work() {
-    if !kvm() {
-        return;
-    }
-    let line = "--backend emulated --range 4M --repeat 3 --floor --policy chunk=64K,stall=1";
-    let object = object(line, 0);
-    let rows = object["rows"].as_array().expect("rows");
-    assert_eq!((rows.len(), &object["memory_model"]), (4, &"alias".into()));
-    for row in rows {
-        // Far off in all repeats, the bare work would not be the same work; in one, the machine may
-        // have had something else to do.
-        let ratio = |which: &str| row["to_floor"][which].as_f64().expect("a ratio");
-        assert!(ratio("min") < 6.0 && ratio("max") > 0.3, "{row:#}");
-        assert_eq!(row["host_pages"], 1024, "{row:#}");
-        assert!(row["host_calls"].as_u64() >= Some(1) && row["exits"].as_u64() > Some(5));
-        let longest = row["latency"]["longest_ns"]["max"].as_f64().expect("a time");
-        // The histogram has three digits, and rounds up.
-        assert!(longest * 1.01 >= row["latency"]["p50_ns"].as_f64().expect("a time"), "{row:#}");
-    }
-}
-
-#[test]
 fn the_csv_quotes_and_has_all_rows() {
     let scratch = Scratch::new("compare-csv");
     let path = scratch.path("rows.csv");
@@ -158,7 +123,7 @@ fn bad_input_is_one_line() {
         &["--sweep /dev/null", "sweep --json"],
     );
     refuse("--direction to-shared --policy accept=exit", &["accept=exit", "cannot apply"]);
-    if emulated::default_gpaw().is_ok() {
+    if mapgpa::backend::emulated::default_gpaw().is_ok() {
         refuse("--floor --vcpus 2", &["--floor", "--vcpus 1"]);
     }
 }

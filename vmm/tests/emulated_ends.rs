@@ -2,10 +2,12 @@
 #![allow(clippy::expect_used, clippy::unwrap_used, reason = "test code")]
 
 mod common;
+mod harness;
 
 use std::time::{Duration, Instant};
 
-use common::{GPA, K4, Needs, Probe, Script, harness, shared_bit};
+use common::{GPA, K4, Probe, Script, shared_bit};
+use harness::{Needs, harness};
 use mapgpa_abi::Alias;
 use mapgpa_abi::tdcall::{module, status};
 

@@ -2,10 +2,12 @@
 #![allow(clippy::expect_used, clippy::unwrap_used, reason = "test code")]
 
 mod common;
+mod harness;
 
 use std::time::Duration;
 
-use common::{GPA, M2, Needs, Probe, Script, harness};
+use common::{GPA, M2, Probe, Script};
+use harness::{Needs, harness};
 use mapgpa_abi::Alias;
 
 fn nothing_is_left_of_a_hundred_runs() {

@@ -2,8 +2,10 @@
 #![allow(clippy::expect_used, clippy::unwrap_used, reason = "test code")]
 
 mod common;
+mod harness;
 
-use common::{GPA, K4, M2, Needs, Probe, Script, harness, shared_bit};
+use common::{GPA, K4, M2, Probe, Script, shared_bit};
+use harness::{Needs, harness};
 use mapgpa::pagemap::PageState::{PrivateAccepted, PrivatePending, Shared};
 use mapgpa_abi::Alias;
 

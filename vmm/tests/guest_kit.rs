@@ -2,11 +2,13 @@
 #![allow(clippy::expect_used, reason = "test code")]
 
 mod common;
+mod harness;
 
 use std::path::Path;
 use std::process::Command;
 
-use common::{Needs, Probe, Script, Seen, harness};
+use common::{Probe, Script, Seen};
+use harness::{Needs, harness};
 
 const DOC: &str = include_str!("../../docs/guest-kit.md");
 

@@ -1,47 +1,39 @@
 //! The page in a browser: no console message, no horizontal overflow, no network.
 //!
-//! Needs Chromium (`apt-get install chromium`); without it the browser's part is skipped, and with
+//! Needs Chromium (`apt-get install chromium`); without it the browser's part is ignored, and with
 //! MAPGPA_REQUIRE_CHROMIUM=1 in the environment it fails.
 #![allow(clippy::expect_used, clippy::panic, reason = "helpers fail the test, too")]
 
+mod harness;
 mod support;
 
 use std::process::Command;
 
+use harness::{Needs, harness};
 use support::Scratch;
 use support::command::{code, output, stderr};
 
 /// Widths of the page in pixels: a phone and a desktop.
 const WIDTHS: [u32; 2] = [380, 1400];
 
-/// A browser, if there is one.
-fn chromium() -> Option<Command> {
-    for name in ["chromium", "chromium-browser", "google-chrome"] {
-        if Command::new(name).arg("--version").output().is_ok_and(|run| run.status.success()) {
-            let mut command = Command::new(name);
-            command.args([
-                "--headless",
-                "--no-sandbox",
-                "--disable-gpu",
-                "--hide-scrollbars",
-                "--disable-background-networking",
-                "--disable-component-update",
-                "--no-first-run",
-                "--allow-file-access-from-files",
-                "--enable-logging=stderr",
-                "--virtual-time-budget=5000",
-                "--window-size=1500,900",
-                "--dump-dom",
-            ]);
-            return Some(command);
-        }
-    }
-    assert!(
-        std::env::var_os("MAPGPA_REQUIRE_CHROMIUM").is_none_or(|value| value != "1"),
-        "MAPGPA_REQUIRE_CHROMIUM=1, but there is no Chromium"
-    );
-    eprintln!("skipped: no Chromium (apt-get install chromium)");
-    None
+/// A browser that loads a page and prints what it made of it.
+fn browser() -> Command {
+    let mut command = Command::new(harness::chromium().expect("checked before"));
+    command.args([
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--hide-scrollbars",
+        "--disable-background-networking",
+        "--disable-component-update",
+        "--no-first-run",
+        "--allow-file-access-from-files",
+        "--enable-logging=stderr",
+        "--virtual-time-budget=5000",
+        "--window-size=1500,900",
+        "--dump-dom",
+    ]);
+    command
 }
 
 /// What is wrong with a page, in frames of these widths. The outer page writes what it finds into
@@ -100,7 +92,6 @@ fn page(scratch: &Scratch) {
     assert_eq!(code(&ran), 0, "{}", stderr(&ran));
 }
 
-#[test]
 fn the_page_needs_no_network_and_has_its_figures() {
     let scratch = Scratch::new("html-text");
     page(&scratch);
@@ -117,21 +108,29 @@ fn the_page_needs_no_network_and_has_its_figures() {
     assert_eq!(page.matches("<svg").count(), page.matches("viewBox=").count());
 }
 
-#[test]
 fn the_page_is_fine_in_a_browser() {
-    let Some(browser) = chromium() else { return };
     let scratch = Scratch::new("html-fine");
     page(&scratch);
-    assert_eq!(faults(browser, &scratch, "page.html"), [""; 0]);
+    assert_eq!(faults(browser(), &scratch, "page.html"), [""; 0]);
 }
 
-#[test]
 fn a_page_that_is_not_fine_is_noticed() {
-    let Some(browser) = chromium() else { return };
     let scratch = Scratch::new("html-bad");
     let bad = "<!DOCTYPE html><div style='width:900px'>wide</div><script>nothing.here</script>";
     std::fs::write(scratch.path("bad.html"), bad).expect("a scratch file");
-    let faults = faults(browser, &scratch, "bad.html").join("\n");
+    let faults = faults(browser(), &scratch, "bad.html").join("\n");
     assert!(faults.contains("at 380 px") && !faults.contains("at 1400 px"), "{faults}");
     assert!(faults.contains("nothing is not defined"), "{faults}");
+}
+
+fn main() -> std::process::ExitCode {
+    harness(vec![
+        (
+            "the_page_needs_no_network_and_has_its_figures",
+            Needs::Nothing,
+            the_page_needs_no_network_and_has_its_figures,
+        ),
+        ("the_page_is_fine_in_a_browser", Needs::Chromium, the_page_is_fine_in_a_browser),
+        ("a_page_that_is_not_fine_is_noticed", Needs::Chromium, a_page_that_is_not_fine_is_noticed),
+    ])
 }

@@ -4,10 +4,8 @@
 #![allow(clippy::expect_used, reason = "test code")]
 #![allow(missing_docs, reason = "the names say it")]
 
-use std::process::ExitCode;
 use std::time::Duration;
 
-use libtest_mimic::{Arguments, Completion, Trial};
 use mapgpa::backend::emulated::{self, EmulatedError, PROBE_IMAGE};
 use mapgpa::backend::{End, Setup};
 use mapgpa::engine::{Call, Event, EventSink, Settings, Then};
@@ -22,47 +20,6 @@ pub const GPA: u64 = 16 << 20;
 pub const K4: u64 = 4096;
 /// A large page.
 pub const M2: u64 = 2 << 20;
-
-/// What a test needs of the machine.
-#[derive(Debug, Clone, Copy)]
-pub enum Needs {
-    Nothing,
-    /// A KVM that runs guest tests.
-    Kvm,
-    /// That, and that forbidden accesses can be caught.
-    Userfaultfd,
-}
-
-impl Needs {
-    /// Why this machine lacks it, if it does.
-    fn missing(self) -> Option<String> {
-        let kvm = || emulated::default_gpaw().err().map(|error| mapgpa::one_line(&error));
-        match self {
-            Self::Nothing => None,
-            Self::Kvm => kvm(),
-            Self::Userfaultfd => kvm().or_else(|| {
-                emulated::can_catch_accesses().err().map(|error| format!("no userfaultfd: {error}"))
-            }),
-        }
-    }
-}
-
-/// Runs the tests of a binary (`harness = false`). One that cannot run here is reported as ignored,
-/// with the reason; with MAPGPA_REQUIRE_KVM=1 in the environment it fails.
-pub fn harness(tests: Vec<(&'static str, Needs, fn())>) -> ExitCode {
-    let required = std::env::var_os("MAPGPA_REQUIRE_KVM").is_some_and(|value| value == "1");
-    let trials = tests.into_iter().map(|(name, needs, test)| {
-        Trial::ignorable_test(name, move || match needs.missing() {
-            None => {
-                test();
-                Ok(Completion::Completed)
-            }
-            Some(reason) if required => Err(format!("MAPGPA_REQUIRE_KVM=1, but {reason}").into()),
-            Some(reason) => Ok(Completion::ignored_with(reason)),
-        })
-    });
-    libtest_mimic::run(&Arguments::from_args(), trials.collect()).exit_code()
-}
 
 /// The guest's shared bit here.
 pub fn shared_bit() -> u64 {

@@ -1,0 +1,70 @@
+//! A harness for tests that not every machine can run: what cannot run is reported as ignored, with the
+//! reason, never as passed.
+
+#![allow(dead_code, unreachable_pub, reason = "each test binary uses a part of it")]
+
+use std::process::{Command, ExitCode};
+
+use libtest_mimic::{Arguments, Completion, Trial};
+use mapgpa::backend::emulated;
+
+/// What a test needs of the machine.
+#[derive(Debug, Clone, Copy)]
+pub enum Needs {
+    Nothing,
+    /// A KVM that runs guest tests.
+    Kvm,
+    /// That, and that forbidden accesses can be caught.
+    Userfaultfd,
+    /// A browser.
+    Chromium,
+}
+
+/// The browser's name, if there is one.
+pub fn chromium() -> Option<&'static str> {
+    ["chromium", "chromium-browser", "google-chrome"].into_iter().find(|name| {
+        Command::new(name).arg("--version").output().is_ok_and(|run| run.status.success())
+    })
+}
+
+impl Needs {
+    /// Why this machine lacks it, if it does.
+    fn missing(self) -> Option<String> {
+        let kvm = || emulated::default_gpaw().err().map(|error| mapgpa::one_line(&error));
+        match self {
+            Self::Nothing => None,
+            Self::Kvm => kvm(),
+            Self::Userfaultfd => kvm().or_else(|| {
+                emulated::can_catch_accesses().err().map(|error| format!("no userfaultfd: {error}"))
+            }),
+            Self::Chromium if chromium().is_some() => None,
+            Self::Chromium => Some("no Chromium (apt-get install chromium)".to_owned()),
+        }
+    }
+
+    /// Whether the environment demands that the machine has it.
+    fn required(self) -> bool {
+        let variable = match self {
+            Self::Nothing => return false,
+            Self::Kvm | Self::Userfaultfd => "MAPGPA_REQUIRE_KVM",
+            Self::Chromium => "MAPGPA_REQUIRE_CHROMIUM",
+        };
+        std::env::var_os(variable).is_some_and(|value| value == "1")
+    }
+}
+
+/// Runs the tests of a binary (`harness = false`). One that cannot run here is reported as ignored,
+/// with the reason; with MAPGPA_REQUIRE_KVM=1 or MAPGPA_REQUIRE_CHROMIUM=1 it fails.
+pub fn harness(tests: Vec<(&'static str, Needs, fn())>) -> ExitCode {
+    let trials = tests.into_iter().map(|(name, needs, test)| {
+        Trial::ignorable_test(name, move || match needs.missing() {
+            None => {
+                test();
+                Ok(Completion::Completed)
+            }
+            Some(reason) if needs.required() => Err(format!("required, but {reason}").into()),
+            Some(reason) => Ok(Completion::ignored_with(reason)),
+        })
+    });
+    libtest_mimic::run(&Arguments::from_args(), trials.collect()).exit_code()
+}
