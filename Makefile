@@ -15,6 +15,7 @@ test:
 lint:
 	$(CARGO) fmt --all --check
 	cd guest-tests/images && $(CARGO) fmt --check
+	cd guest-tests/linux-init && $(CARGO) fmt --check
 	$(CARGO) clippy --workspace --all-targets --quiet -- -D warnings
 
 # The engine against the bare work, as ratios; fails if one is over its limit.
@@ -36,7 +37,7 @@ lab:
 	guest-tests/lab/lab -- $(ARGS)
 
 # Real kernels, in the lab.
-lab-test:
+lab-test: static
 	guest-tests/lab/linux-tests
 
 clean:

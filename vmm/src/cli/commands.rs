@@ -6,7 +6,7 @@ use mapgpa_guests::{GUESTS, Guest};
 
 use super::args::{DirectionArg, Format, Listed, RunArgs};
 use super::{CliError, Found, linux, output, resolve};
-use crate::case::{Case, GuestSource, Ran};
+use crate::case::{Case, GuestSource, Ran, RunError};
 use crate::explain::explain as explain_policy;
 use crate::host;
 use crate::judge::CHECKS;
@@ -155,7 +155,12 @@ fn run_guest(args: &RunArgs, guest: &str) -> Result<Ran, CliError> {
     case.guest_chunk = args.guest_chunk.unwrap_or(0);
     case.trace.clone_from(&args.trace);
     case.check()?;
-    Ok(case.run()?)
+    case.run().map_err(|error| match error {
+        RunError::Emulated(ref image) if image.is_bad_image() => {
+            CliError::Elf { file: case.guest.name(), source: error }
+        }
+        error => error.into(),
+    })
 }
 
 /// Writes the report of a run; what the exit code is made of.

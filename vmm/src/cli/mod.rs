@@ -60,6 +60,9 @@ enum CliError {
     /// The backend is not to be had here.
     #[error("--backend {backend}: {why}")]
     Backend { backend: &'static str, why: String },
+    /// The user's ELF cannot be run.
+    #[error("{file}: cannot be run as a guest")]
+    Elf { file: String, source: RunError },
     /// A run could not be done.
     #[error(transparent)]
     Run(#[from] RunError),
@@ -87,7 +90,6 @@ impl CliError {
     fn exit_code(&self) -> u8 {
         match self {
             Self::Run(RunError::Trace { .. } | RunError::Module(_)) => 2,
-            Self::Run(RunError::Emulated(error)) if error.is_bad_image() => 2,
             Self::Backend { .. } | Self::Run(_) => 3,
             Self::Io(..) | Self::Compare(_) => 4,
             _ => 2,

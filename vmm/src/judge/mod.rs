@@ -152,6 +152,10 @@ impl Judge {
         }
         let new = &self.violations[before..];
         let endless = new.iter().any(|violation| violation.check == Check::Unbounded);
+        if endless && self.result == GuestResult::Success {
+            // A vCPU that ended well does not speak for one that had to be stopped.
+            self.result = GuestResult::None;
+        }
         if endless || (self.rules.stop && !new.is_empty()) { Then::Stop } else { Then::GoOn }
     }
 

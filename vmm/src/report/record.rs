@@ -10,6 +10,9 @@ use crate::judge::{Judge, Judgement};
 /// Conversations kept; more are counted in the sums only.
 const ROWS_KEPT: usize = 10_000;
 
+/// Values kept of what a guest sends; a guest that floods the channel costs no more.
+const DATA_KEPT: usize = 1 << 16;
+
 /// What was recorded of a run.
 #[derive(Debug)]
 pub struct Record {
@@ -134,7 +137,9 @@ impl EventSink for Recorder {
                     self.rows_dropped += 1;
                 }
             }
-            Event::Data { values } => self.data.extend_from_slice(values),
+            Event::Data { values } if self.data.len() < DATA_KEPT => {
+                self.data.extend_from_slice(values);
+            }
             Event::Console { text, .. } => {
                 if let Some(console) = &mut self.console {
                     console.line(text);

@@ -14,7 +14,7 @@ use crate::patch;
 #[derive(Debug, thiserror::Error)]
 pub enum ImageError {
     /// Not an ELF file, or a damaged one.
-    #[error("not a usable ELF file: {0}")]
+    #[error("not a usable ELF file")]
     Malformed(#[from] object::Error),
     /// An ELF file that is no bare-metal x86-64 program.
     #[error(
