@@ -41,8 +41,62 @@ fn a_vm_is_measured_beside_its_bare_work() {
     }
 }
 
+/// Where userfaultfd is neither a device nor a privilege, a run still works, and says what it cannot
+/// see; what the page map shows is still seen.
+fn without_userfaultfd_the_report_says_what_is_off() {
+    let script = format!(
+        "mount --bind /dev/null /dev/userfaultfd 2>/dev/null || test ! -e /dev/userfaultfd; \
+         exec setpriv --bounding-set=-sys_ptrace --inh-caps=-sys_ptrace {} \
+         run openvmm --policy r11=end --direction to-shared --format json",
+        env!("CARGO_BIN_EXE_mapgpa")
+    );
+    let run = std::process::Command::new("unshare")
+        .args(["-m", "sh", "-c", &script])
+        .output()
+        .expect("checked before");
+    let report: serde_json::Value = serde_json::from_slice(&run.stdout).expect("one object");
+    let off: Vec<_> = report["checks_off"]
+        .as_array()
+        .expect("a list")
+        .iter()
+        .filter_map(|c| c.as_str())
+        .collect();
+    if std::path::Path::new("/proc/sys/vm/unprivileged_userfaultfd").exists()
+        && fs::read_to_string("/proc/sys/vm/unprivileged_userfaultfd")
+            .is_ok_and(|on| on.trim() == "1")
+    {
+        assert_eq!(off, [""; 0], "everybody may have it here");
+        return;
+    }
+    assert_eq!(off, ["wrong-alias", "access-before-accept"]);
+    let violations = report["violations"].as_array().expect("a list");
+    assert_eq!(violations.len(), 1, "{report:#}");
+    assert_eq!(violations[0]["check"], "false-success");
+}
+
+/// The crate tdx-tdcall panics with other widths than TDX hardware's: it is refused or left out.
+fn a_guest_that_knows_some_widths_only_is_not_run_with_others() {
+    refused(
+        with(&["run", "tdx-tdcall", "--policy", "complete", "--gpaw", "40"]),
+        &["tdx-tdcall", "48 or 52", "40"],
+    );
+    let ran = output("suite --policies complete --gpaw 40 --format json");
+    assert_eq!(code(&ran), 0, "{}", stderr(&ran));
+    assert!(!stdout(&ran).contains("tdx-tdcall") && stdout(&ran).contains("reference"));
+}
+
 fn main() -> std::process::ExitCode {
     harness(vec![
+        (
+            "a_guest_that_knows_some_widths_only_is_not_run_with_others",
+            Needs::Kvm,
+            a_guest_that_knows_some_widths_only_is_not_run_with_others,
+        ),
+        (
+            "without_userfaultfd_the_report_says_what_is_off",
+            Needs::TakeAway,
+            without_userfaultfd_the_report_says_what_is_off,
+        ),
         (
             "a_vm_that_cannot_be_made_leaves_no_trace",
             Needs::Kvm,

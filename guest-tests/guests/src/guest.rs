@@ -130,6 +130,13 @@ impl GuestInfo {
     pub const fn takes_bound(&self) -> bool {
         self.retries && self.hosted
     }
+
+    /// Whether it runs where guest-physical addresses are `gpaw` bits wide: the crate `tdx-tdcall`
+    /// knows the widths of TDX hardware only, and panics with others.
+    #[must_use]
+    pub const fn runs_with_gpaw(&self, gpaw: u32) -> bool {
+        self.hosted || matches!(gpaw, 48 | 52)
+    }
 }
 
 /// All guests; `Params::guest` is an index into it.

@@ -33,6 +33,14 @@ pub enum CaseError {
         /// The guest.
         guest: String,
     },
+    /// The guest knows only some widths of addresses.
+    #[error("{guest} runs with a GPAW of 48 or 52 only, and it is {gpaw} here (--gpaw)")]
+    GuestGpaw {
+        /// The guest.
+        guest: String,
+        /// The GPAW.
+        gpaw: u32,
+    },
     /// Memory of a size that cannot be.
     #[error("--memory {}: expected {} to {}", show_size(*.0), show_size(MEMORY_MIN), show_size(MEMORY_MAX))]
     Memory(u64),

@@ -104,9 +104,9 @@ const DEFAULT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Start of the range where it is less than 1 GiB: above the guest's image, 2 MiB aligned.
 const RANGE_GPA: u64 = 16 << 20;
 /// The end of memory below the hole that PCs have under 4 GiB.
-pub const LOW_END: u64 = 3 << 30;
+pub const LOW_END: u64 = mapgpa_abi::layout::HOLE_START;
 /// Where memory goes on.
-pub const HIGH_START: u64 = 4 << 30;
+pub const HIGH_START: u64 = mapgpa_abi::layout::HOLE_END;
 /// The least memory: the image, its stacks, and a range of 2 MiB.
 const MEMORY_MIN: u64 = 32 << 20;
 /// The most memory: what the page map is proven for.
@@ -192,6 +192,9 @@ impl Case {
         };
         if self.backend == Backend::Hosted && !info.is_some_and(|info| info.hosted) {
             return Err(CaseError::VmOnly { guest: self.guest.name() });
+        }
+        if info.is_some_and(|info| !info.runs_with_gpaw(self.gpaw)) {
+            return Err(CaseError::GuestGpaw { guest: self.guest.name(), gpaw: self.gpaw });
         }
         let memory = self.memory.unwrap_or(MEMORY_MIN);
         if !(MEMORY_MIN..=MEMORY_MAX).contains(&memory) {

@@ -3,7 +3,7 @@
 use std::io::{self, IsTerminal};
 
 use indicatif::{ProgressBar, ProgressStyle};
-use mapgpa_guests::GUESTS;
+use mapgpa_guests::{GUESTS, GuestInfo};
 
 use super::args::{Format, SuiteArgs};
 use super::output::{self, Output};
@@ -61,8 +61,11 @@ fn cases(args: &SuiteArgs) -> Result<Vec<Case>, CliError> {
     twice("guest", &args.guests)?;
     let (backend, gpaw) = resolve::backend(&args.case)?;
     let guests: Vec<&str> = if args.guests.is_empty() {
-        let runs_here = |hosted: bool| hosted || backend == Backend::Emulated;
-        GUESTS.iter().filter(|guest| runs_here(guest.hosted)).map(|guest| guest.name).collect()
+        let runs_here = |guest: &&GuestInfo| match backend {
+            Backend::Hosted => guest.hosted,
+            Backend::Emulated => guest.runs_with_gpaw(gpaw),
+        };
+        GUESTS.iter().filter(runs_here).map(|guest| guest.name).collect()
     } else {
         args.guests.iter().map(String::as_str).collect()
     };

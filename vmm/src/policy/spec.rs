@@ -194,8 +194,9 @@ impl Reader {
         if let (Some((at, _)), None) = (self.cost, self.budget) {
             return Err((at, "\"budget=\" with it".to_owned(), "cost=".to_owned()));
         }
-        let needs_chunk = self.stall.is_some() || self.contention.is_some() || self.odd.is_some();
-        if let (Some((at, _)), false) = (self.after, needs_chunk) {
+        let delayed = self.stall.is_some() || self.contention.is_some() || self.odd.is_some();
+        let needs_chunk = delayed || self.overlap;
+        if let (Some((at, _)), false) = (self.after, delayed) {
             let expected = "stall=, contention=, r11=, status= or lie= with it".to_owned();
             return Err((at, expected, "after=".to_owned()));
         }
@@ -280,6 +281,7 @@ mod tests {
         assert_eq!(amount("complete"), Amount::All);
         assert_eq!(amount("chunk=2M"), Amount::Pages(512));
         assert_eq!(amount("stall=2"), Amount::Pages(DEFAULT_CHUNK));
+        assert_eq!(amount("overlap=inuse"), Amount::Pages(DEFAULT_CHUNK));
         assert_eq!(amount("accept=mismatch"), Amount::All);
         let budget = Amount::Budget { budget_ns: 50_000, cost_ns: Some(200) };
         assert_eq!(amount("hyperv"), budget);

@@ -16,6 +16,8 @@ pub enum Needs {
     Kvm,
     /// That, and that forbidden accesses can be caught.
     Userfaultfd,
+    /// A KVM, and the right to take userfaultfd away (unshare and setpriv, as root).
+    TakeAway,
     /// A browser.
     Chromium,
 }
@@ -37,6 +39,11 @@ impl Needs {
             Self::Userfaultfd => kvm().or_else(|| {
                 emulated::can_catch_accesses().err().map(|error| format!("no userfaultfd: {error}"))
             }),
+            Self::TakeAway => kvm().or_else(|| {
+                let may = Command::new("unshare").args(["-m", "setpriv", "--version"]).output();
+                (!may.is_ok_and(|run| run.status.success()))
+                    .then(|| "needs root, unshare and setpriv".to_owned())
+            }),
             Self::Chromium if chromium().is_some() => None,
             Self::Chromium => Some("no Chromium (apt-get install chromium)".to_owned()),
         }
@@ -45,7 +52,8 @@ impl Needs {
     /// Whether the environment demands that the machine has it.
     fn required(self) -> bool {
         let variable = match self {
-            Self::Nothing => return false,
+            // Not everybody who has KVM is root.
+            Self::Nothing | Self::TakeAway => return false,
             Self::Kvm | Self::Userfaultfd => "MAPGPA_REQUIRE_KVM",
             Self::Chromium => "MAPGPA_REQUIRE_CHROMIUM",
         };
