@@ -111,8 +111,9 @@ pub const HIGH_START: u64 = mapgpa_abi::layout::HOLE_END;
 const MEMORY_MIN: u64 = 32 << 20;
 /// The most memory: what the page map is proven for.
 const MEMORY_MAX: u64 = 1 << 40;
-/// The most vCPUs of a guest test.
-pub const VCPUS_MAX: usize = 16;
+/// The most vCPUs of a guest test: as many as have a stack.
+#[expect(clippy::cast_possible_truncation, reason = "a small number")]
+pub const VCPUS_MAX: usize = mapgpa_abi::layout::MAX_VCPUS as usize;
 /// Pages touched of a range after its conversion, and before where memory work is not measured.
 const TOUCHED: u64 = 16;
 

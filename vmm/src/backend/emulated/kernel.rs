@@ -15,7 +15,7 @@ use super::alias::AliasMemory;
 use super::memory::Ram;
 use super::userfaultfd::Userfaultfd;
 use super::vcpu::Run;
-use super::vm::{Host, VmError, VmVcpu, add_memory, failed};
+use super::vm::{Host, VmError, VmVcpu, add_memory, failed, set_flat_segments};
 use super::{EmulatedError, drive};
 use crate::backend::End;
 use crate::engine::{Engine, EventSink, Settings};
@@ -131,19 +131,7 @@ impl<'a> KernelVm<'a> {
         let mut sregs = vcpu.get_sregs().map_err(failed("KVM_GET_SREGS"))?;
         sregs.apic_base |= APIC_X2APIC;
         if index == 0 {
-            let code = kvm_segment {
-                limit: 0xffff_ffff,
-                selector: boot::CODE,
-                type_: 0b1011,
-                present: 1,
-                s: 1,
-                l: 1,
-                g: 1,
-                ..kvm_segment::default()
-            };
-            let data = kvm_segment { selector: boot::DATA, type_: 0b0011, db: 1, l: 0, ..code };
-            sregs.cs = code;
-            (sregs.ds, sregs.es, sregs.fs, sregs.gs, sregs.ss) = (data, data, data, data, data);
+            set_flat_segments(&mut sregs, boot::CODE, boot::DATA, 0);
             // A busy TSS, as long mode demands; nothing uses it.
             sregs.tr =
                 kvm_segment { limit: 0x67, type_: 0b1011, present: 1, ..kvm_segment::default() };

@@ -6,14 +6,14 @@
 
 use std::time::{Duration, Instant};
 
-use kvm_bindings::{kvm_regs, kvm_segment, kvm_userspace_memory_region};
+use kvm_bindings::{kvm_regs, kvm_userspace_memory_region};
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use vm_memory::{Bytes, VolatileMemory};
 
 use super::EmulatedError;
 use super::memory::{self, SetupError};
 use super::tick::Tick;
-use super::vm::{Host, failed};
+use super::vm::{Host, failed, set_flat_segments};
 
 /// What code at CPL 0 can do here.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -113,19 +113,7 @@ fn code() -> Vec<u8> {
 /// 64-bit code at CPL 0 with SSE on; no IDT, so that any exception is a triple fault.
 fn set_up(vcpu: &VcpuFd) -> Result<(), EmulatedError> {
     let mut sregs = vcpu.get_sregs().map_err(failed("KVM_GET_SREGS"))?;
-    let code = kvm_segment {
-        limit: 0xffff_ffff,
-        selector: 8,
-        type_: 0b1011,
-        present: 1,
-        s: 1,
-        l: 1,
-        g: 1,
-        ..kvm_segment::default()
-    };
-    let data = kvm_segment { selector: 16, type_: 0b0011, db: 1, l: 0, ..code };
-    sregs.cs = code;
-    (sregs.ds, sregs.es, sregs.fs, sregs.gs, sregs.ss) = (data, data, data, data, data);
+    set_flat_segments(&mut sregs, 8, 16, 0);
     sregs.idt.limit = 0;
     sregs.cr0 = 1 | 1 << 1 | 1 << 4 | 1 << 5 | 1 << 31;
     sregs.cr3 = PML4;

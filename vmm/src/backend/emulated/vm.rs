@@ -7,7 +7,8 @@ use std::os::raw::c_int;
 use std::sync::OnceLock;
 
 use kvm_bindings::{
-    CpuId, KVM_MAX_CPUID_ENTRIES, kvm_dtable, kvm_regs, kvm_segment, kvm_userspace_memory_region,
+    CpuId, KVM_MAX_CPUID_ENTRIES, kvm_dtable, kvm_regs, kvm_segment, kvm_sregs,
+    kvm_userspace_memory_region,
 };
 use kvm_ioctls::{Cap, Kvm, SyncReg, VcpuFd, VmFd};
 use mapgpa_abi::layout::stack_top;
@@ -166,6 +167,25 @@ impl DerefMut for VmVcpu<'_> {
     }
 }
 
+/// Flat 64-bit code and flat data for privilege level `dpl`, 0 to 3, by their selectors (Intel SDM 3A,
+/// 3.4.5).
+pub(super) fn set_flat_segments(sregs: &mut kvm_sregs, code: u16, data: u16, dpl: u8) {
+    let code = kvm_segment {
+        limit: 0xffff_ffff,
+        selector: code,
+        type_: 0b1011,
+        present: 1,
+        dpl,
+        s: 1,
+        l: 1,
+        g: 1,
+        ..kvm_segment::default()
+    };
+    let data = kvm_segment { selector: data, type_: 0b0011, db: 1, l: 0, ..code };
+    sregs.cs = code;
+    (sregs.ds, sregs.es, sregs.fs, sregs.gs, sregs.ss) = (data, data, data, data, data);
+}
+
 /// A VM and the memory of the tables in it. RAM is the caller's, and must outlive it.
 #[derive(Debug)]
 pub(super) struct Vm<'a> {
@@ -224,20 +244,7 @@ impl<'a> Vm<'a> {
     /// Long mode with paging, CPL 3, SSE on (Intel SDM 3A, 2.5, 3.4.5 and 10.8.5).
     fn set_system_registers(&self, vcpu: &VcpuFd, index: u64) -> Result<(), VmError> {
         let mut sregs = vcpu.get_sregs().map_err(failed("KVM_GET_SREGS"))?;
-        let code = kvm_segment {
-            limit: 0xffff_ffff,
-            selector: tables::CODE,
-            type_: 0b1011,
-            present: 1,
-            dpl: 3,
-            s: 1,
-            l: 1,
-            g: 1,
-            ..kvm_segment::default()
-        };
-        let data = kvm_segment { selector: tables::DATA, type_: 0b0011, db: 1, l: 0, ..code };
-        sregs.cs = code;
-        (sregs.ds, sregs.es, sregs.fs, sregs.gs, sregs.ss) = (data, data, data, data, data);
+        set_flat_segments(&mut sregs, tables::CODE, tables::DATA, 3);
         sregs.tr = kvm_segment {
             base: tables::tss_base(index),
             limit: tables::tss_limit(),
