@@ -2,6 +2,7 @@
 //! to its end, and gives back the consumer of its events in an [`End`].
 
 pub mod emulated;
+pub mod guest_memfd;
 pub mod hosted;
 mod rendezvous;
 
