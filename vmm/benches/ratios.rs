@@ -72,6 +72,7 @@ fn setup(gpa: u64, size: u64, touch: u64) -> Setup<'static> {
             touch_before: touch,
         },
         memory: RAM_GPA + (512 << 20),
+        memory_model: mapgpa::memory::MemoryModel::Alias,
         shared: None,
         timeout: Duration::from_secs(60),
     }
@@ -179,23 +180,9 @@ fn suite(bench: &mut Bench, gpaw: u32) {
     let (mut cases, mut floors) = (Vec::new(), Vec::new());
     for guest in GUESTS {
         for policy in POLICIES {
-            let case = Case {
-                guest: GuestSource::BuiltIn(guest.guest),
-                policy: Policy::parse(policy).expect("a policy"),
-                backend: Backend::Emulated,
-                seed: 1,
-                gpaw,
-                plan: Plan::RoundTrip,
-                layout: Layout::Contiguous,
-                range: 2 << 20,
-                memory: None,
-                bound: BOUND_OWN,
-                guest_chunk: 0,
-                vcpus: 1,
-                timeout: Duration::from_secs(10),
-                rules: Rules::default(),
-                trace: None,
-            };
+            let policy = Policy::parse(policy).expect("a policy");
+            let guest = GuestSource::BuiltIn(guest.guest);
+            let case = Case { backend: Backend::Emulated, gpaw, ..Case::new(guest, policy) };
             let began = Instant::now();
             case.run().expect("a run");
             cases.push(began.elapsed().as_secs_f64() * 1e9);

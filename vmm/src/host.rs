@@ -11,6 +11,7 @@ use serde::Serialize;
 
 use crate::backend::{Setup, emulated};
 use crate::engine::{Event, EventSink, Settings, Then};
+use crate::memory::MemoryModel;
 use crate::one_line;
 use crate::policy::Policy;
 
@@ -324,6 +325,7 @@ fn canary() -> Result<Canary, String> {
             touch_before: 0,
         },
         memory: 32 << 20,
+        memory_model: MemoryModel::default(),
         shared: None,
         timeout: Duration::from_secs(5),
     };

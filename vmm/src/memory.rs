@@ -18,6 +18,27 @@ pub struct MemoryError {
     pub source: std::io::Error,
 }
 
+/// How guest memory in a VM is made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum MemoryModel {
+    /// A mapping for each alias; a conversion is a hole punch.
+    #[default]
+    Alias,
+    /// Private memory in a guest_memfd; a conversion sets memory attributes, too.
+    GuestMemfd,
+}
+
+impl MemoryModel {
+    /// Its name on the command line and in reports.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Alias => "alias",
+            Self::GuestMemfd => "guest-memfd",
+        }
+    }
+}
+
 /// What conversions cost the host in system calls.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct HostWork {

@@ -1,5 +1,6 @@
-//! The same events on both backends: random guest, policy, seed and options, run in a VM and in this
-//! process, have to give the same calls, replies, conversations and violations.
+//! The same events on both backends, and with both memory models: random guest, policy, seed and
+//! options, run in a VM and in this process, have to give the same calls, replies, conversations and
+//! violations.
 #![allow(clippy::expect_used, reason = "test code")]
 
 mod harness;
@@ -9,8 +10,10 @@ use std::time::Duration;
 use harness::{Needs, harness};
 use mapgpa::backend::emulated;
 use mapgpa::case::{Backend, Case, GuestSource};
-use mapgpa::judge::Rules;
+use mapgpa::judge::{Check, Rules};
+use mapgpa::memory::MemoryModel;
 use mapgpa::policy::{Draw, Policy};
+use mapgpa::report::{RunReport, Verdict};
 use mapgpa::suite::POLICIES;
 use mapgpa_abi::params::{BOUND_NONE, BOUND_OWN, Layout, Plan};
 use mapgpa_abi::{Direction, PAGE_SIZE};
@@ -40,6 +43,7 @@ fn case(number: u64, backend: Backend) -> Case {
         layout: *pick(&mut draw, &[Layout::Contiguous, Layout::Contiguous, Layout::Scattered]),
         range: PAGE_SIZE << draw.below(11),
         memory: None,
+        memory_model: MemoryModel::default(),
         bound: if own { BOUND_OWN } else { *pick(&mut draw, &[1, 5, BOUND_NONE]) },
         guest_chunk: *pick(&mut draw, &[0, 0, 64 << 10]),
         vcpus: 1,
@@ -49,8 +53,30 @@ fn case(number: u64, backend: Backend) -> Case {
     }
 }
 
-/// All that has to be the same, in a form that shows a difference; the trace without its times.
-fn seen(mut case: Case, directory: &std::path::Path) -> String {
+/// A run: its report, and its trace without times.
+struct Seen {
+    report: RunReport,
+    trace: Vec<String>,
+}
+
+impl Seen {
+    /// All that has to be the same, in a form that shows a difference.
+    fn shown(&self) -> String {
+        let Self { report, trace } = self;
+        format!(
+            "{:?} {:?} {:?}\n{:#?}\n{:#?}\n{:#?}\n{}",
+            report.class,
+            report.verdict,
+            report.guest_result,
+            report.violations,
+            report.notes,
+            report.conversations,
+            trace.join("\n")
+        )
+    }
+}
+
+fn run(mut case: Case, directory: &std::path::Path) -> Seen {
     let trace = directory.join(format!("{}.jsonl", case.backend.name()));
     case.trace = Some(trace.clone());
     let ran = case.run().expect("a run");
@@ -58,18 +84,8 @@ fn seen(mut case: Case, directory: &std::path::Path) -> String {
     let mut report = ran.report;
     report.conversations.iter_mut().for_each(|row| row.ns = 0);
     let lines = std::fs::read_to_string(&trace).expect("a trace");
-    let untimed: Vec<_> =
-        lines.lines().map(|line| line.split(",\"t_ns\"").next().unwrap_or_default()).collect();
-    format!(
-        "{:?} {:?} {:?}\n{:#?}\n{:#?}\n{:#?}\n{}",
-        report.class,
-        report.verdict,
-        report.guest_result,
-        report.violations,
-        report.notes,
-        report.conversations,
-        untimed.join("\n")
-    )
+    let untimed = |line: &str| line.split(",\"t_ns\"").next().unwrap_or_default().to_owned();
+    Seen { report, trace: lines.lines().map(untimed).collect() }
 }
 
 /// Fails with the first line that differs.
@@ -85,11 +101,48 @@ fn both_backends_see_the_same() {
     for number in 0..CASES {
         let emulated = case(number, Backend::Emulated);
         let name = format!("{number}: {} under {}", emulated.guest.name(), emulated.policy);
-        let vm = seen(emulated, &directory);
-        let here = seen(case(number, Backend::Hosted), &directory);
+        let vm = run(emulated, &directory).shown();
+        let here = run(case(number, Backend::Hosted), &directory).shown();
         same(&vm, &here, &name);
     }
     std::fs::remove_dir_all(&directory).expect("removed");
+}
+
+/// With guest_memfd the same happens, but that an access before its accept goes unseen.
+fn both_memory_models_see_the_same() {
+    let directory = std::env::temp_dir().join(format!("mapgpa-models-{}", std::process::id()));
+    std::fs::create_dir_all(&directory).expect("a directory");
+    let mut early = 0;
+    for number in 0..CASES {
+        let alias = case(number, Backend::Emulated);
+        let memfd = Case { memory_model: MemoryModel::GuestMemfd, ..alias.clone() };
+        let name = format!("{number}: {} under {}", alias.guest.name(), alias.policy);
+        let (alias, unseen) = without_early_accesses(run(alias, &directory));
+        let (memfd, none) = without_early_accesses(run(memfd, &directory));
+        assert_eq!(
+            (alias.report.memory_model, memfd.report.memory_model),
+            ("alias", "guest-memfd")
+        );
+        assert_eq!(alias.report.checks_off, [""; 0]);
+        assert_eq!(memfd.report.checks_off, ["access-before-accept"]);
+        assert_eq!(none, 0, "{name}");
+        early += unseen;
+        same(&alias.shown(), &memfd.shown(), &name);
+    }
+    assert!(early > 0, "no case has an access before its accept");
+    std::fs::remove_dir_all(&directory).expect("removed");
+}
+
+/// A run without its violations `access-before-accept`, and how many those were.
+fn without_early_accesses(mut seen: Seen) -> (Seen, usize) {
+    let before = seen.report.violations.len();
+    seen.report.violations.retain(|violation| violation.check != Check::AccessBeforeAccept);
+    let early = before - seen.report.violations.len();
+    if early > 0 {
+        let failed = !seen.report.violations.is_empty();
+        seen.report.verdict = if failed { Verdict::Fail } else { Verdict::Pass };
+    }
+    (seen, early)
 }
 
 /// The same seed gives byte-identical traces, but for times, in VM after VM.
@@ -101,7 +154,7 @@ fn traces_repeat() {
         case.guest = GuestSource::BuiltIn(mapgpa_guests::Guest::Reference);
         case.policy = Policy::parse("random").expect("a policy");
         (case.bound, case.range, case.plan) = (BOUND_OWN, 1 << 20, Plan::RoundTrip);
-        seen(case, &directory)
+        run(case, &directory).shown()
     };
     let first = again();
     assert!(first.lines().count() > 20, "{first}");
@@ -114,6 +167,7 @@ fn traces_repeat() {
 fn main() -> std::process::ExitCode {
     harness(vec![
         ("both_backends_see_the_same", Needs::Userfaultfd, both_backends_see_the_same),
+        ("both_memory_models_see_the_same", Needs::GuestMemfd, both_memory_models_see_the_same),
         ("traces_repeat", Needs::Userfaultfd, traces_repeat),
     ])
 }

@@ -6,10 +6,15 @@ mod harness;
 
 use common::{GPA, K4, M2, Probe, Script, shared_bit};
 use harness::{Needs, harness};
+use mapgpa::memory::MemoryModel;
 use mapgpa::pagemap::PageState::{PrivateAccepted, PrivatePending, Shared};
 use mapgpa_abi::Alias;
 
-fn contents_are_lost_at_conversion_and_zero_after_accept() {
+fn probe(memory_model: MemoryModel) -> Probe {
+    Probe { memory_model, ..Probe::default() }
+}
+
+fn contents_are_lost_at_conversion_and_zero_after_accept(memory_model: MemoryModel) {
     let script = Script::new()
         .fill(Alias::Private, GPA, 512, K4)
         .check(Alias::Private, GPA, 512, K4)
@@ -22,7 +27,7 @@ fn contents_are_lost_at_conversion_and_zero_after_accept() {
         .check(Alias::Private, GPA, 512, K4)
         .convert(GPA, 1, 0, M2, true)
         .check(Alias::Shared, GPA, 512, K4);
-    let seen = Probe::default().run(&[script]);
+    let seen = probe(memory_model).run(&[script]);
     assert_eq!(
         seen.data,
         [0, 512, 1, 512, 0, 0, 512, 1, 1, 512, 0, 1, 512, 0],
@@ -32,7 +37,7 @@ fn contents_are_lost_at_conversion_and_zero_after_accept() {
     assert_eq!(seen.exits, [(0, true)]);
 }
 
-fn pages_in_the_target_state_keep_their_contents() {
+fn pages_in_the_target_state_keep_their_contents(memory_model: MemoryModel) {
     let script = Script::new()
         .fill(Alias::Private, GPA, 512, K4)
         .convert(GPA, 1, 0, M2, false)
@@ -42,12 +47,12 @@ fn pages_in_the_target_state_keep_their_contents() {
         .convert(GPA, 1, 0, M2, true)
         .convert(GPA, 2, K4, K4, true)
         .check(Alias::Shared, GPA, 512, K4);
-    let seen = Probe::default().run(&[script]);
+    let seen = probe(memory_model).run(&[script]);
     assert_eq!(seen.data, [1, 0, 512, 1, 1, 2, 0, 512]);
     assert_eq!(seen.touches, []);
 }
 
-fn a_page_alone_is_converted_alone() {
+fn a_page_alone_is_converted_alone(memory_model: MemoryModel) {
     let page = GPA + 7 * K4;
     let script = Script::new()
         .fill(Alias::Private, GPA, 512, K4)
@@ -55,14 +60,14 @@ fn a_page_alone_is_converted_alone() {
         .check(Alias::Private, GPA, 7, K4)
         .check(Alias::Private, page + K4, 504, K4)
         .check(Alias::Shared, page, 1, K4);
-    let seen = Probe::default().run(&[script]);
+    let seen = probe(memory_model).run(&[script]);
     assert_eq!(seen.data, [1, 0, 7, 0, 504, 1, 0]);
     assert_eq!(seen.touches, []);
 }
 
-fn pages_can_be_shared_from_the_start() {
+fn pages_can_be_shared_from_the_start(memory_model: MemoryModel) {
     let probe =
-        Probe { shared: Some(mapgpa::pagemap::Pages::of_bytes(GPA, M2)), ..Probe::default() };
+        Probe { shared: Some(mapgpa::pagemap::Pages::of_bytes(GPA, M2)), ..probe(memory_model) };
     let script = Script::new()
         .fill(Alias::Shared, GPA, 512, K4)
         .check(Alias::Shared, GPA, 512, K4)
@@ -74,7 +79,7 @@ fn pages_can_be_shared_from_the_start() {
     assert_eq!(seen.touches, []);
 }
 
-fn the_wrong_alias_is_caught_with_its_gpa_in_both_directions() {
+fn the_wrong_alias_is_caught_with_its_gpa_in_both_directions(memory_model: MemoryModel) {
     let bit = shared_bit();
     let script = Script::new()
         // Private, through the shared alias, beside what is ever converted and in it.
@@ -90,7 +95,7 @@ fn the_wrong_alias_is_caught_with_its_gpa_in_both_directions() {
         // What was written through the wrong alias is gone.
         .read(Alias::Private, GPA + 2 * K4)
         .read(Alias::Shared, GPA + 6 * K4);
-    let seen = Probe::default().run(&[script]);
+    let seen = probe(memory_model).run(&[script]);
     assert_eq!(
         seen.touches,
         [
@@ -105,7 +110,7 @@ fn the_wrong_alias_is_caught_with_its_gpa_in_both_directions() {
     assert_eq!(seen.exits, [(0, true)]);
 }
 
-fn access_before_accept_is_caught() {
+fn access_before_accept_is_caught_where_it_can_be(memory_model: MemoryModel) {
     let script = Script::new()
         .convert(GPA, 1, 0, M2, true)
         .convert(GPA, 1, 0, M2, false)
@@ -115,13 +120,25 @@ fn access_before_accept_is_caught() {
         .accept(GPA + 100 * K4, 412, K4, 0)
         .read(Alias::Private, GPA + 100 * K4)
         .check(Alias::Private, GPA, 512, K4);
-    let seen = Probe::default().run(&[script]);
-    assert_eq!(seen.touches, [(GPA + 100 * K4, Alias::Private, PrivatePending)]);
-    assert_eq!(seen.data, [1, 1, 100, 412, 0, 412, 100], "accept clears what was written before");
+    let seen = probe(memory_model).run(&[script]);
+    match memory_model {
+        MemoryModel::Alias => {
+            assert_eq!(seen.touches, [(GPA + 100 * K4, Alias::Private, PrivatePending)]);
+            let cleared = [1, 1, 100, 412, 0, 412, 100];
+            assert_eq!(seen.data, cleared, "accept clears what was written before");
+        }
+        // `checks_off` says so.
+        MemoryModel::GuestMemfd => {
+            assert_eq!(seen.touches, []);
+            assert_eq!(seen.data, [1, 1, 100, 412, 1, 411, 100]);
+        }
+    }
 }
 
-fn a_page_that_was_never_removed_keeps_its_contents_and_is_watched_all_the_same() {
-    let probe = Probe { policy: "accept=already", ..Probe::default() };
+fn a_page_that_was_never_removed_keeps_its_contents_and_is_watched_all_the_same(
+    memory_model: MemoryModel,
+) {
+    let probe = Probe { policy: "accept=already", ..probe(memory_model) };
     let script = Script::new()
         .fill(Alias::Private, GPA, 100, K4)
         .convert(GPA, 1, 0, M2, true)
@@ -139,8 +156,8 @@ fn a_page_that_was_never_removed_keeps_its_contents_and_is_watched_all_the_same(
     assert_eq!(seen.data, [1, 0, 1, 156, 100, 1, 412, 100, 1, 512, 0]);
 }
 
-fn a_run_can_stop_at_a_violation() {
-    let probe = Probe { stop_at_touch: true, ..Probe::default() };
+fn a_run_can_stop_at_a_violation(memory_model: MemoryModel) {
+    let probe = Probe { stop_at_touch: true, ..probe(memory_model) };
     let seen =
         probe.run(&[Script::new().read(Alias::Shared, GPA).read(Alias::Shared, GPA + K4).spin()]);
     assert_eq!(seen.touches, [(GPA | shared_bit(), Alias::Shared, PrivateAccepted)]);
@@ -148,7 +165,7 @@ fn a_run_can_stop_at_a_violation() {
     assert_eq!(seen.exits, []);
 }
 
-fn alternating_pages_of_2m_behave_and_are_watched() {
+fn alternating_pages_of_2m_behave_and_are_watched(memory_model: MemoryModel) {
     let odd = GPA + K4;
     let script = Script::new()
         .fill(Alias::Private, GPA, 512, K4)
@@ -162,7 +179,7 @@ fn alternating_pages_of_2m_behave_and_are_watched() {
         .convert(GPA, 256, 2 * K4, K4, false)
         .accept(GPA, 256, 2 * K4, 0)
         .check(Alias::Private, GPA, 512, K4);
-    let seen = Probe::default().run(&[script]);
+    let seen = probe(memory_model).run(&[script]);
     assert_eq!(
         seen.touches,
         [
@@ -173,11 +190,14 @@ fn alternating_pages_of_2m_behave_and_are_watched() {
     assert_eq!(seen.data, [256, 0, 256, 0, 256, 0, 0, 256, 256, 256, 256]);
 }
 
-fn alternating_pages_of_1g_do_not_run_out_of_mappings() {
+fn alternating_pages_of_1g_do_not_run_out_of_mappings(memory_model: MemoryModel) {
     const PAGES: u64 = 1 << 17;
     let last = GPA + (PAGES * 2 - 2) * K4;
-    let probe =
-        Probe { memory: 2 << 30, timeout: std::time::Duration::from_secs(120), ..Probe::default() };
+    let probe = Probe {
+        memory: 2 << 30,
+        timeout: std::time::Duration::from_secs(120),
+        ..probe(memory_model)
+    };
     let script = Script::new()
         .convert(GPA, PAGES, 2 * K4, K4, true)
         .fill(Alias::Shared, GPA, 1000, 2 * K4)
@@ -190,9 +210,9 @@ fn alternating_pages_of_1g_do_not_run_out_of_mappings() {
     assert_eq!(seen.touches, [(last, Alias::Private, Shared)]);
 }
 
-fn memory_above_the_hole_has_both_aliases() {
+fn memory_above_the_hole_has_both_aliases(memory_model: MemoryModel) {
     let high = (4 << 30) + M2;
-    let probe = Probe { memory: (3 << 30) + (8 << 20), ..Probe::default() };
+    let probe = Probe { memory: (3 << 30) + (8 << 20), ..probe(memory_model) };
     let script = Script::new()
         .fill(Alias::Private, high, 512, K4)
         .check(Alias::Private, high, 512, K4)
@@ -208,46 +228,36 @@ fn memory_above_the_hole_has_both_aliases() {
     assert_eq!(seen.touches, [(high + K4, Alias::Private, Shared)]);
 }
 
+/// Each test for each memory model.
+macro_rules! for_each_model {
+    ($($needs:ident $name:ident,)*) => {
+        vec![$(
+            (
+                concat!("alias::", stringify!($name)),
+                Needs::$needs,
+                (|| $name(MemoryModel::Alias)) as fn(),
+            ),
+            (
+                concat!("guest_memfd::", stringify!($name)),
+                Needs::GuestMemfd,
+                (|| $name(MemoryModel::GuestMemfd)) as fn(),
+            ),
+        )*]
+    };
+}
+
 fn main() -> std::process::ExitCode {
-    harness(vec![
-        (
-            "contents_are_lost_at_conversion_and_zero_after_accept",
-            Needs::Kvm,
-            contents_are_lost_at_conversion_and_zero_after_accept,
-        ),
-        (
-            "pages_in_the_target_state_keep_their_contents",
-            Needs::Kvm,
-            pages_in_the_target_state_keep_their_contents,
-        ),
-        ("a_page_alone_is_converted_alone", Needs::Kvm, a_page_alone_is_converted_alone),
-        ("pages_can_be_shared_from_the_start", Needs::Kvm, pages_can_be_shared_from_the_start),
-        (
-            "the_wrong_alias_is_caught_with_its_gpa_in_both_directions",
-            Needs::Userfaultfd,
-            the_wrong_alias_is_caught_with_its_gpa_in_both_directions,
-        ),
-        ("access_before_accept_is_caught", Needs::Userfaultfd, access_before_accept_is_caught),
-        (
-            "a_page_that_was_never_removed_keeps_its_contents_and_is_watched_all_the_same",
-            Needs::Userfaultfd,
-            a_page_that_was_never_removed_keeps_its_contents_and_is_watched_all_the_same,
-        ),
-        ("a_run_can_stop_at_a_violation", Needs::Userfaultfd, a_run_can_stop_at_a_violation),
-        (
-            "alternating_pages_of_2m_behave_and_are_watched",
-            Needs::Userfaultfd,
-            alternating_pages_of_2m_behave_and_are_watched,
-        ),
-        (
-            "alternating_pages_of_1g_do_not_run_out_of_mappings",
-            Needs::Userfaultfd,
-            alternating_pages_of_1g_do_not_run_out_of_mappings,
-        ),
-        (
-            "memory_above_the_hole_has_both_aliases",
-            Needs::Userfaultfd,
-            memory_above_the_hole_has_both_aliases,
-        ),
+    harness(for_each_model![
+        Kvm contents_are_lost_at_conversion_and_zero_after_accept,
+        Kvm pages_in_the_target_state_keep_their_contents,
+        Kvm a_page_alone_is_converted_alone,
+        Kvm pages_can_be_shared_from_the_start,
+        Userfaultfd the_wrong_alias_is_caught_with_its_gpa_in_both_directions,
+        Userfaultfd access_before_accept_is_caught_where_it_can_be,
+        Userfaultfd a_page_that_was_never_removed_keeps_its_contents_and_is_watched_all_the_same,
+        Userfaultfd a_run_can_stop_at_a_violation,
+        Userfaultfd alternating_pages_of_2m_behave_and_are_watched,
+        Userfaultfd alternating_pages_of_1g_do_not_run_out_of_mappings,
+        Userfaultfd memory_above_the_hole_has_both_aliases,
     ])
 }

@@ -12,7 +12,7 @@ use mapgpa_abi::params::Params;
 
 pub use rendezvous::{Rendezvous, Wake};
 
-use crate::memory::HostWork;
+use crate::memory::{HostWork, MemoryModel};
 use crate::pagemap::Pages;
 
 /// A guest test and the machine that it gets.
@@ -24,6 +24,8 @@ pub struct Setup<'a> {
     pub params: Params,
     /// Size of guest memory in bytes.
     pub memory: u64,
+    /// How it is made, in a VM.
+    pub memory_model: MemoryModel,
     /// Pages that are shared from the start.
     pub shared: Option<Pages>,
     /// When the guest is ended at the latest, from its first instruction on.

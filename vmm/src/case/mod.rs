@@ -12,6 +12,7 @@ use mapgpa_guests::Guest;
 use crate::backend::{End, Setup, emulated, hosted};
 use crate::engine::{EventSink, Settings};
 use crate::judge::{Judge, Rules};
+use crate::memory::MemoryModel;
 use crate::pagemap::Pages;
 use crate::policy::Policy;
 use crate::report::{Host, Record, Recorder, RunReport, Totals, Trace, Verdict};
@@ -85,6 +86,8 @@ pub struct Case {
     pub range: u64,
     /// Bytes of guest memory; nothing: what the range needs.
     pub memory: Option<u64>,
+    /// How it is made, on backend `emulated`.
+    pub memory_model: MemoryModel,
     /// The guest's bound, as in the parameter page.
     pub bound: u64,
     /// The most bytes that the guest asks for at a time; 0: no limit.
@@ -154,6 +157,7 @@ impl Case {
             layout: Layout::Contiguous,
             range: mapgpa_abi::PAGE_SIZE_2M,
             memory: None,
+            memory_model: MemoryModel::default(),
             bound: BOUND_OWN,
             guest_chunk: 0,
             vcpus: 1,
@@ -180,6 +184,15 @@ impl Case {
 
     fn memory(&self) -> u64 {
         self.memory.unwrap_or_else(|| self.needs())
+    }
+
+    /// The memory model in reports.
+    #[must_use]
+    pub const fn memory_model_name(&self) -> &'static str {
+        match self.backend {
+            Backend::Emulated => self.memory_model.name(),
+            Backend::Hosted => "none",
+        }
     }
 
     /// Checks what can be checked without running.
@@ -324,6 +337,7 @@ impl Case {
                 touch_before,
             },
             memory: self.memory(),
+            memory_model: self.memory_model,
             shared: (self.plan == Plan::One(Direction::ToPrivate)).then_some(span),
             timeout: self.timeout,
         }
@@ -348,10 +362,7 @@ impl Case {
             class: judgement.class,
             backend: self.backend.name(),
             front_end: "direct",
-            memory_model: match self.backend {
-                Backend::Emulated => "alias",
-                Backend::Hosted => "none",
-            },
+            memory_model: self.memory_model_name(),
             gpaw: self.gpaw,
             seed: self.seed,
             direction: plan_name(self.plan),

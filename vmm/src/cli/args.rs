@@ -10,6 +10,7 @@ use mapgpa_abi::params::{BOUND_NONE, Layout, Plan};
 
 use super::measure_args::{CompareArgs, SweepArgs};
 use crate::linux::machine::Until;
+use crate::memory::MemoryModel;
 use crate::units;
 
 const AFTER: &str = "\
@@ -210,6 +211,10 @@ pub(super) struct CaseArgs {
     /// What the guest runs on; auto takes a VM, never this process
     #[arg(long, value_enum, default_value_t)]
     pub(super) backend: BackendArg,
+    /// How guest memory is made: a mapping for each alias, on any KVM and with all checks, or
+    /// guest_memfd with memory attributes, as a VMM of real TDs does it
+    #[arg(long, value_enum, default_value_t)]
+    pub(super) memory_model: MemoryModelArg,
     /// Bytes of guest memory [default: what the range needs]
     #[arg(long, value_name = "SIZE", value_parser = units::size)]
     pub(super) memory: Option<u64>,
@@ -270,6 +275,22 @@ pub(super) enum BackendArg {
     Emulated,
     Tdx,
     Hosted,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub(super) enum MemoryModelArg {
+    #[default]
+    Alias,
+    GuestMemfd,
+}
+
+impl From<MemoryModelArg> for MemoryModel {
+    fn from(model: MemoryModelArg) -> Self {
+        match model {
+            MemoryModelArg::Alias => Self::Alias,
+            MemoryModelArg::GuestMemfd => Self::GuestMemfd,
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]

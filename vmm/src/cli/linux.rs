@@ -3,7 +3,7 @@
 use std::io::{self, Write};
 use std::path::Path;
 
-use super::args::{BackendArg, Format, LinuxArgs, RunArgs};
+use super::args::{BackendArg, Format, LinuxArgs, MemoryModelArg, RunArgs};
 use super::{CliError, resolve};
 use crate::case::Ran;
 use crate::linux::case::{LinuxCase, MEMORY, Options};
@@ -14,6 +14,12 @@ pub(super) fn run(args: &RunArgs, kernel: &Path) -> Result<Ran, CliError> {
     if args.case.backend == BackendArg::Hosted {
         return Err(CliError::Conflict(
             "--kernel: a kernel runs in a VM, not with --backend hosted",
+        ));
+    }
+    if args.case.memory_model != MemoryModelArg::Alias {
+        return Err(CliError::Conflict(
+            "--kernel: needs --memory-model alias; KVM cannot read in guest_memfd the instructions and \
+             page tables of a kernel, which it needs to emulate some of them",
         ));
     }
     let LinuxArgs { initrd, cmdline, swiotlb, module, kexec, until, console, .. } = &args.linux;

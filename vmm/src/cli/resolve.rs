@@ -6,9 +6,9 @@ use mapgpa_abi::params::BOUND_OWN;
 use mapgpa_guests::Guest;
 
 use super::CliError;
-use super::args::{BackendArg, CaseArgs, OnViolation};
+use super::args::{BackendArg, CaseArgs, MemoryModelArg, OnViolation};
 use crate::backend::emulated;
-use crate::case::{Backend, Case, GuestSource};
+use crate::case::{Backend, Case, GuestSource, RunError};
 use crate::judge::Rules;
 use crate::one_line;
 use crate::policy::Policy;
@@ -33,6 +33,11 @@ pub(super) fn backend(args: &CaseArgs) -> Result<(Backend, u32), CliError> {
     const HOSTED_GPAW: u32 = 48;
     let refuse = |backend, why| Err(CliError::Backend { backend, why });
     match args.backend {
+        BackendArg::Hosted if args.memory_model != MemoryModelArg::Alias => {
+            Err(CliError::Conflict(
+                "--memory-model: with --backend hosted there is no memory behind the pages",
+            ))
+        }
         BackendArg::Hosted => Ok((Backend::Hosted, args.gpaw.unwrap_or(HOSTED_GPAW))),
         BackendArg::Tdx => refuse(
             "tdx",
@@ -40,7 +45,11 @@ pub(super) fn backend(args: &CaseArgs) -> Result<(Backend, u32), CliError> {
                 .to_owned(),
         ),
         BackendArg::Auto | BackendArg::Emulated => match emulated::default_gpaw() {
-            Ok(gpaw) => Ok((Backend::Emulated, args.gpaw.unwrap_or(gpaw))),
+            Ok(gpaw) => {
+                let model = args.memory_model.into();
+                emulated::check_memory_model(model).map_err(RunError::from)?;
+                Ok((Backend::Emulated, args.gpaw.unwrap_or(gpaw)))
+            }
             Err(error) => {
                 let name = if args.backend == BackendArg::Auto { "auto" } else { "emulated" };
                 let hint = "`mapgpa host` says what to do; --backend hosted needs no KVM";
@@ -76,6 +85,7 @@ pub(super) fn case(
         layout: args.layout.into(),
         range: args.range,
         memory: args.memory,
+        memory_model: args.memory_model.into(),
         bound: args.bound.unwrap_or(BOUND_OWN),
         guest_chunk: 0,
         vcpus: args.vcpus,

@@ -4,7 +4,7 @@ use hdrhistogram::Histogram;
 use serde::Serialize;
 
 use super::{CompareError, Comparison, Run, Series, Step, direction, histogram};
-use crate::case::Backend;
+use crate::case::Case;
 use crate::report::Host;
 
 /// The version of the comparison object.
@@ -147,7 +147,7 @@ pub struct CompareReport {
     pub guest: String,
     /// `emulated` or `hosted`.
     pub backend: &'static str,
-    /// `alias`, or `none` where there is no memory behind it.
+    /// `alias` or `guest-memfd`; `none` where there is no memory behind it.
     pub memory_model: &'static str,
     /// Guest-physical address width in bits.
     pub gpaw: u32,
@@ -188,10 +188,7 @@ pub(super) fn make(
         schema: SCHEMA,
         guest: first.map(|case| case.guest.name()).unwrap_or_default(),
         backend: first.map_or("", |case| case.backend.name()),
-        memory_model: match first.map(|case| case.backend) {
-            Some(Backend::Emulated) => "alias",
-            _ => "none",
-        },
+        memory_model: first.map_or("none", Case::memory_model_name),
         gpaw: first.map_or(0, |case| case.gpaw),
         seed: first.map_or(0, |case| case.seed),
         range: first.map_or(0, |case| case.range),

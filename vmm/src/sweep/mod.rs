@@ -14,7 +14,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use mapgpa_abi::Direction;
-use mapgpa_abi::params::{BOUND_OWN, Layout, Plan};
+use mapgpa_abi::params::{BOUND_OWN, Plan};
 use mapgpa_guests::{Bound, Guest};
 
 pub use odds::{Patience, Trouble, closed_form, positions, wilson};
@@ -23,7 +23,6 @@ pub use report::{Cell, SCHEMA, SweepReport, Verified};
 use crate::case::{Backend, Case, GuestSource, RunError};
 use crate::engine::{Ending, Event, EventSink, Then};
 use crate::interrupt;
-use crate::judge::Rules;
 use crate::one_line;
 use crate::policy::{Policy, PolicyError};
 use crate::units::show_size;
@@ -162,22 +161,16 @@ impl Sweep {
         let mut cases = Vec::with_capacity(self.guests.len() * self.hosts.len());
         for guest in &self.guests {
             for host in &self.hosts {
+                let policy = Policy::parse(&host.spec())?;
                 cases.push(Case {
-                    guest: GuestSource::BuiltIn(guest.guest),
-                    policy: Policy::parse(&host.spec())?,
-                    backend: Backend::Hosted,
                     seed: self.seed,
                     gpaw: self.gpaw,
                     plan: Plan::One(Direction::ToShared),
-                    layout: Layout::Contiguous,
                     range: self.range,
-                    memory: None,
                     bound: guest.bound,
                     guest_chunk: guest.guest_chunk,
-                    vcpus: 1,
                     timeout: self.timeout,
-                    rules: Rules::default(),
-                    trace: None,
+                    ..Case::new(GuestSource::BuiltIn(guest.guest), policy)
                 });
             }
         }

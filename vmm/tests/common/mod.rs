@@ -9,6 +9,7 @@ use std::time::Duration;
 use mapgpa::backend::emulated::{self, EmulatedError, PROBE_IMAGE};
 use mapgpa::backend::{End, Setup};
 use mapgpa::engine::{Call, Event, EventSink, Settings, Then};
+use mapgpa::memory::MemoryModel;
 use mapgpa::pagemap::{PageState, Pages};
 use mapgpa::policy::Policy;
 use mapgpa_abi::Alias;
@@ -147,6 +148,7 @@ impl EventSink for Seen {
 pub struct Probe {
     pub policy: &'static str,
     pub memory: u64,
+    pub memory_model: MemoryModel,
     pub timeout: Duration,
     pub shared: Option<Pages>,
     pub stop_at_touch: bool,
@@ -158,6 +160,7 @@ impl Default for Probe {
         Self {
             policy: "complete",
             memory: 32 << 20,
+            memory_model: MemoryModel::default(),
             timeout: Duration::from_secs(20),
             shared: None,
             stop_at_touch: false,
@@ -198,6 +201,7 @@ impl Probe {
                 touch_before: 0,
             },
             memory: self.memory,
+            memory_model: self.memory_model,
             shared: self.shared,
             timeout: self.timeout,
         };

@@ -7,6 +7,7 @@ use std::process::{Command, ExitCode};
 
 use libtest_mimic::{Arguments, Completion, Trial};
 use mapgpa::backend::emulated;
+use mapgpa::memory::MemoryModel;
 
 /// What a test needs of the machine.
 #[derive(Debug, Clone, Copy)]
@@ -16,6 +17,8 @@ pub enum Needs {
     Kvm,
     /// That, and that forbidden accesses can be caught.
     Userfaultfd,
+    /// A KVM with VMs of type KVM_X86_SW_PROTECTED_VM, and userfaultfd.
+    GuestMemfd,
     /// A KVM, and the right to take userfaultfd away (unshare and setpriv, as root).
     TakeAway,
     /// A browser.
@@ -39,6 +42,10 @@ impl Needs {
             Self::Userfaultfd => kvm().or_else(|| {
                 emulated::can_catch_accesses().err().map(|error| format!("no userfaultfd: {error}"))
             }),
+            Self::GuestMemfd => Self::Userfaultfd.missing().or_else(|| {
+                let model = MemoryModel::GuestMemfd;
+                emulated::check_memory_model(model).err().map(|error| mapgpa::one_line(&error))
+            }),
             Self::TakeAway => kvm().or_else(|| {
                 let may = Command::new("unshare").args(["-m", "setpriv", "--version"]).output();
                 (!may.is_ok_and(|run| run.status.success()))
@@ -55,6 +62,7 @@ impl Needs {
             // Not everybody who has KVM is root.
             Self::Nothing | Self::TakeAway => return false,
             Self::Kvm | Self::Userfaultfd => "MAPGPA_REQUIRE_KVM",
+            Self::GuestMemfd => "MAPGPA_REQUIRE_GUEST_MEMFD",
             Self::Chromium => "MAPGPA_REQUIRE_CHROMIUM",
         };
         std::env::var_os(variable).is_some_and(|value| value == "1")
@@ -62,7 +70,7 @@ impl Needs {
 }
 
 /// Runs the tests of a binary (`harness = false`). One that cannot run here is reported as ignored,
-/// with the reason; with MAPGPA_REQUIRE_KVM=1 or MAPGPA_REQUIRE_CHROMIUM=1 it fails.
+/// with the reason; with MAPGPA_REQUIRE_KVM=1 (or _GUEST_MEMFD, _CHROMIUM) it fails.
 pub fn harness(tests: Vec<(&'static str, Needs, fn())>) -> ExitCode {
     let trials = tests.into_iter().map(|(name, needs, test)| {
         Trial::ignorable_test(name, move || match needs.missing() {

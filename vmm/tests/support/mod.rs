@@ -7,15 +7,13 @@ pub mod stream;
 
 use std::time::Duration;
 
-use mapgpa::case::{Backend, Case, GuestSource};
+use mapgpa::case::{Case, GuestSource};
 use mapgpa::engine::{
     Accept, Call, Conversation, Ending, Engine, Event, EventSink, Reply, Settings, Then,
 };
-use mapgpa::judge::Rules;
 use mapgpa::memory::{Memory, MemoryError};
 use mapgpa::pagemap::{PageMap, Pages};
 use mapgpa::policy::Policy;
-use mapgpa_abi::params::{BOUND_OWN, Layout, Plan};
 use mapgpa_abi::tdcall::{Regs, leaf};
 use mapgpa_abi::{Direction, shared_bit};
 use mapgpa_guests::Guest;
@@ -197,23 +195,9 @@ pub fn accept_regs(rcx: u64) -> Regs {
 
 /// A case on backend `hosted`: 2 MiB, round trip, one vCPU, seed 1.
 pub fn hosted(guest: Guest, policy: &str) -> Case {
-    Case {
-        guest: GuestSource::BuiltIn(guest),
-        policy: Policy::parse(policy).expect(policy),
-        backend: Backend::Hosted,
-        seed: 1,
-        gpaw: GPAW,
-        plan: Plan::RoundTrip,
-        layout: Layout::Contiguous,
-        range: M2,
-        memory: None,
-        bound: BOUND_OWN,
-        guest_chunk: 0,
-        vcpus: 1,
-        timeout: Duration::from_secs(30),
-        rules: Rules::default(),
-        trace: None,
-    }
+    let policy = Policy::parse(policy).expect(policy);
+    let timeout = Duration::from_secs(30);
+    Case { gpaw: GPAW, timeout, ..Case::new(GuestSource::BuiltIn(guest), policy) }
 }
 
 /// A directory of this test that is removed with it.

@@ -25,10 +25,10 @@ pub(super) struct AliasMemory<'a> {
     private: Blocks,
     shared: Blocks,
     /// A forbidden access was let through, so that an alias may have contents that it should not.
-    tainted: bool,
+    pub(super) tainted: bool,
     /// Private contents that a conversion to shared was told to keep.
     stash: Stash,
-    work: HostWork,
+    pub(super) work: HostWork,
 }
 
 /// A set of blocks, by number: page frame number / [`BLOCK`].
@@ -87,21 +87,6 @@ impl<'a> AliasMemory<'a> {
             this.register(region, Alias::Shared, region.pages, true)?;
         }
         Ok(this)
-    }
-
-    /// A forbidden access was let through: from now on conversions and accepts clear both aliases.
-    pub(super) const fn taint(&mut self) {
-        self.tainted = true;
-    }
-
-    /// What was done since the last reset.
-    pub(super) const fn work(&self) -> HostWork {
-        self.work
-    }
-
-    /// Forgets what was done: it belongs to the setting up.
-    pub(super) fn reset_work(&mut self) {
-        self.work = HostWork::default();
     }
 
     /// Drops the contents of `part` of `region` behind `alias`.

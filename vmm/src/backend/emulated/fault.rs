@@ -9,6 +9,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::EventFd;
 
 use super::EmulatedError;
+use super::model::Model;
 use super::userfaultfd::Userfaultfd;
 use super::vcpu::Run;
 use crate::engine::{EventSink, Flow};
@@ -18,8 +19,8 @@ use crate::engine::{EventSink, Flow};
 /// A touch that the page map allows gets its page; one that it forbids is an event first. Either
 /// way the page is filled while the engine is held, so that no conversion comes in between. Should
 /// that fail, everything is unregistered, lest a vCPU waits for ever.
-pub(super) fn serve<S: EventSink, P>(
-    run: &Run<'_, S, P>,
+pub(super) fn serve<M: Model, S: EventSink, P>(
+    run: &Run<'_, M, S, P>,
     userfaultfd: &Userfaultfd,
     done: &EventFd,
     shared_bit: u64,
@@ -36,8 +37,8 @@ pub(super) fn serve<S: EventSink, P>(
     }
 }
 
-fn answer<S: EventSink, P>(
-    run: &Run<'_, S, P>,
+fn answer<M: Model, S: EventSink, P>(
+    run: &Run<'_, M, S, P>,
     userfaultfd: &Userfaultfd,
     done: &EventFd,
     shared_bit: u64,

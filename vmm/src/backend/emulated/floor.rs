@@ -1,20 +1,22 @@
 //! The floor: what the bare work of a run costs here, without an engine, to hold the engine against.
 //!
-//! The same guest on the same kind of VM, its MapGPA calls answered at once, with one hole punch for
-//! each call that converts, or none. Benchmarks and comparisons run it beside the real thing.
+//! The same guest on the same kind of VM, its MapGPA calls answered at once, with what the
+//! host has to do for each call that converts (a hole punch; the pages' attributes with guest_memfd), or
+//! nothing. Benchmarks and comparisons run it beside the real thing.
 
 use std::time::{Duration, Instant};
 
 use kvm_ioctls::{SyncReg, VcpuExit, VcpuFd};
-use mapgpa_abi::Alias;
 use mapgpa_abi::channel::{self, tag};
 use mapgpa_abi::tdcall::{leaf, status, sub};
+use mapgpa_abi::{Alias, Direction};
 
 use super::memory::Ram;
 use super::tick::Tick;
 use super::vm::{Host, Vm, failed};
 use super::{EmulatedError, boot};
 use crate::backend::Setup;
+use crate::memory::MemoryError;
 use crate::pagemap::Pages;
 
 /// What the bare work took.
@@ -63,7 +65,11 @@ pub fn calls(
     let shared_bit = mapgpa_abi::shared_bit(gpaw);
     let ram = Ram::new(setup.memory)?;
     let image = boot::load(setup, &[], &ram)?;
-    let vm = Vm::new(Host::get()?, &ram, &image, 1, gpaw)?;
+    let vm = Vm::new(Host::get()?, &ram, &image, 1, gpaw, setup.memory_model)?;
+    let protected = vm.protected()?;
+    if let Some((memory, pages)) = protected.zip(setup.shared) {
+        memory.convert(pages, Direction::ToShared)?;
+    }
     let mut vcpu = vm.vcpu(0)?;
     let _tick = Tick::start().map_err(EmulatedError::Timer)?;
     let deadline = Instant::now() + setup.timeout;
@@ -91,13 +97,12 @@ pub fn calls(
                 conversations.called = true;
                 let Answer { status, r11, punch } = answer(regs.r12, regs.r13);
                 if punch > 0 {
-                    let alias =
-                        if regs.r12 & shared_bit == 0 { Alias::Shared } else { Alias::Private };
+                    let shared = regs.r12 & shared_bit != 0;
+                    let to = if shared { Direction::ToShared } else { Direction::ToPrivate };
                     let run = Pages::of_bytes(regs.r12 & !shared_bit, punch);
-                    for region in ram.regions() {
-                        if let Some(part) = region.clip(run) {
-                            region.discard(alias, part)?;
-                        }
+                    match protected {
+                        Some(memory) => memory.convert(run, to)?,
+                        None => discard(&ram, to.reverse().alias(), run)?,
                     }
                 }
                 (regs.r10, regs.r11) = (status, r11);
@@ -113,6 +118,16 @@ pub fn calls(
     }
     let time = last.saturating_duration_since(first);
     Ok(Floor { calls, time, conversations: conversations.total })
+}
+
+/// Drops the contents of what of `run` is RAM behind `alias`.
+fn discard(ram: &Ram, alias: Alias, run: Pages) -> Result<(), MemoryError> {
+    for region in ram.regions() {
+        if let Some(part) = region.clip(run) {
+            region.discard(alias, part)?;
+        }
+    }
+    Ok(())
 }
 
 /// How long conversations take, from the words on the channel: from the last word before the first
@@ -194,7 +209,7 @@ pub fn bare_vm(setup: &Setup<'_>, gpaw: u32) -> Result<Duration, EmulatedError> 
     let ram = Ram::new(setup.memory)?;
     let image = boot::load(setup, &[], &ram)?;
     let began = Instant::now();
-    let vm = Vm::new(Host::get()?, &ram, &image, 1, gpaw)?;
+    let vm = Vm::new(Host::get()?, &ram, &image, 1, gpaw, setup.memory_model)?;
     let mut vcpu = vm.vcpu(0)?;
     exit(&mut vcpu)?;
     drop(vcpu);

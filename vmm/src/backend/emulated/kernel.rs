@@ -115,7 +115,7 @@ impl<'a> KernelVm<'a> {
         for (line, event) in setup.interrupts {
             fd.register_irqfd(event, *line).map_err(failed("KVM_IRQFD"))?;
         }
-        add_memory(&fd, ram, mapgpa_abi::shared_bit(gpaw), &[])?;
+        add_memory(&fd, ram, mapgpa_abi::shared_bit(gpaw), &[], &[])?;
         Ok(Self { fd, host, _ram: ram })
     }
 

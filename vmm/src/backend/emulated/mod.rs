@@ -13,6 +13,8 @@ mod image;
 mod kernel;
 mod kernel_mode;
 mod memory;
+mod model;
+mod protected;
 mod stash;
 mod tables;
 mod tick;
@@ -33,10 +35,12 @@ pub use vm::VmError;
 
 use crate::backend::{End, Setup};
 use crate::engine::{Engine, EventSink, Settings};
-use crate::memory::MemoryError;
+use crate::memory::{Memory, MemoryError, MemoryModel};
 use crate::platform::{Bare, Platform};
 use alias::AliasMemory;
 use memory::Ram;
+use model::Model;
+use protected::ProtectedMemory;
 use userfaultfd::Userfaultfd;
 use vcpu::Run;
 use vm::{Host, Vm, VmVcpu};
@@ -47,9 +51,6 @@ pub const GUESTS_IMAGE: &[u8] = include_bytes!(env!("MAPGPA_IMAGE_GUESTS"));
 pub const CANARY_IMAGE: &[u8] = include_bytes!(env!("MAPGPA_IMAGE_CANARY"));
 /// The image of the scripted guest that tests of this backend run.
 pub const PROBE_IMAGE: &[u8] = include_bytes!(env!("MAPGPA_IMAGE_PROBE"));
-
-/// The checks that need userfaultfd.
-const CHECKS_OFF: &[&str] = &["wrong-alias", "access-before-accept"];
 
 /// A run that could not be done.
 #[derive(Debug, thiserror::Error)]
@@ -114,7 +115,7 @@ pub struct KvmFacts {
     pub vm_types: u32,
     /// Physical address bits of a guest.
     pub address_bits: u32,
-    /// KVM_CAP_GUEST_MEMFD and KVM_CAP_MEMORY_ATTRIBUTES, for some type of VM.
+    /// There are VMs of type KVM_X86_SW_PROTECTED_VM, with guest_memfd and memory attributes.
     pub guest_memfd: bool,
 }
 
@@ -125,14 +126,24 @@ pub struct KvmFacts {
 pub fn kvm_facts() -> Result<KvmFacts, EmulatedError> {
     let host = Host::get()?;
     let extension = |cap| host.kvm().check_extension_raw(u64::from(cap));
-    let memfd = extension(kvm_bindings::KVM_CAP_GUEST_MEMFD) > 0
-        && extension(kvm_bindings::KVM_CAP_MEMORY_ATTRIBUTES) > 0;
     Ok(KvmFacts {
         api: host.kvm().get_api_version(),
         vm_types: extension(kvm_bindings::KVM_CAP_VM_TYPES).cast_unsigned(),
         address_bits: host.address_bits(),
-        guest_memfd: memfd,
+        guest_memfd: host.has_protected_vms(),
     })
+}
+
+/// Whether guest tests can run here with memory of this model.
+///
+/// # Errors
+/// Why not.
+pub fn check_memory_model(model: MemoryModel) -> Result<(), EmulatedError> {
+    let host = Host::get()?;
+    match model {
+        MemoryModel::GuestMemfd if !host.has_protected_vms() => Err(VmError::NoGuestMemfd.into()),
+        MemoryModel::Alias | MemoryModel::GuestMemfd => Ok(()),
+    }
 }
 
 /// Whether forbidden accesses can be caught here.
@@ -169,23 +180,47 @@ pub fn run_with_input<S: EventSink + Send>(
     let (vcpus, gpaw) = (settings.vcpus, settings.gpaw);
     let ram = Ram::new(setup.memory)?;
     let image = boot::load(setup, input, &ram)?;
-    let vm = Vm::new(Host::get()?, &ram, &image, vcpus as u64, gpaw)?;
+    let vm = Vm::new(Host::get()?, &ram, &image, vcpus as u64, gpaw, setup.memory_model)?;
     let vcpu_fds = (0..vcpus as u64).map(|index| vm.vcpu(index)).collect::<Result<Vec<_>, _>>()?;
-
     let userfaultfd = Userfaultfd::open().ok();
-    let memory = AliasMemory::new(&ram, userfaultfd.as_ref())?;
-    let mut engine = Engine::new(settings, memory, sink);
+    let watch = userfaultfd.as_ref();
+    match vm.protected()? {
+        None => run_in(
+            setup,
+            Engine::new(settings, AliasMemory::new(&ram, watch)?, sink),
+            &ram,
+            watch,
+            vcpu_fds,
+        ),
+        Some(memory) => run_in(
+            setup,
+            Engine::new(settings, ProtectedMemory::new(memory, watch)?, sink),
+            &ram,
+            watch,
+            vcpu_fds,
+        ),
+    }
+}
+
+/// Runs `setup`'s guest, loaded into `ram`, with this engine.
+fn run_in<M: Model + Send, S: EventSink + Send>(
+    setup: &Setup<'_>,
+    mut engine: Engine<M, S>,
+    ram: &Ram,
+    userfaultfd: Option<&Userfaultfd>,
+    vcpus: Vec<VmVcpu<'_>>,
+) -> Result<End<S, EmulatedError>, EmulatedError> {
     if let Some(pages) = setup.shared {
         engine.preset_shared(pages)?;
     }
     engine.memory().reset_work();
-    let run = Run::new(engine, &ram, &Bare, vcpus, Instant::now() + setup.timeout);
-    drive(run, userfaultfd.as_ref(), vcpu_fds)
+    let run = Run::new(engine, ram, &Bare, vcpus.len(), Instant::now() + setup.timeout);
+    drive(run, userfaultfd, vcpus)
 }
 
 /// Runs the vCPUs of `run` until the guest ends, or the deadline.
-fn drive<'m, S: EventSink + Send, P: Platform<AliasMemory<'m>, S>>(
-    run: Run<'m, S, P>,
+fn drive<M: Model + Send, S: EventSink + Send, P: Platform<M, S>>(
+    run: Run<'_, M, S, P>,
     userfaultfd: Option<&Userfaultfd>,
     vcpus: Vec<VmVcpu<'_>>,
 ) -> Result<End<S, EmulatedError>, EmulatedError> {
@@ -210,15 +245,15 @@ fn drive<'m, S: EventSink + Send, P: Platform<AliasMemory<'m>, S>>(
             })
         }
     };
-    let checks_off = if userfaultfd.is_some() { &[] } else { CHECKS_OFF };
     let (engine, interrupted, error) = run.into_parts();
     let (memory, sink) = engine.end();
-    Ok(End { sink, exits, work: memory.work(), interrupted, checks_off, error })
+    let (work, checks_off) = (memory.work(), memory.checks_off());
+    Ok(End { sink, exits, work, interrupted, checks_off, error })
 }
 
 /// Runs all vCPUs, the first on this thread; returns how many exits they made.
-fn run_vcpus<'m, S: EventSink + Send, P: Platform<AliasMemory<'m>, S>>(
-    run: &Run<'m, S, P>,
+fn run_vcpus<M: Memory + Send, S: EventSink + Send, P: Platform<M, S>>(
+    run: &Run<'_, M, S, P>,
     vcpus: Vec<VmVcpu<'_>>,
 ) -> u64 {
     let mut vcpus = (0..).zip(vcpus);

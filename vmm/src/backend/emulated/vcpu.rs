@@ -13,13 +13,13 @@ use mapgpa_abi::channel;
 use mapgpa_abi::tdcall::{Regs, TRAP_PORT};
 
 use super::EmulatedError;
-use super::alias::AliasMemory;
 use super::memory::Ram;
 use super::tick::Tick;
 use super::vm::{VmVcpu, failed};
 use crate::backend::{Rendezvous, Wake};
 use crate::engine::{Engine, Event, EventSink, Flow};
 use crate::interrupt;
+use crate::memory::Memory;
 use crate::platform::{Cpu, Platform};
 use crate::tdcall;
 
@@ -30,8 +30,8 @@ const IDLE: Duration = Duration::from_micros(200);
 
 /// What the threads of a run share.
 #[derive(Debug)]
-pub(super) struct Run<'a, S, P> {
-    engine: Mutex<Engine<AliasMemory<'a>, S>>,
+pub(super) struct Run<'a, M, S, P> {
+    engine: Mutex<Engine<M, S>>,
     platform: &'a P,
     /// The guest's memory.
     pub(super) ram: &'a Ram,
@@ -42,10 +42,10 @@ pub(super) struct Run<'a, S, P> {
     error: Mutex<Option<EmulatedError>>,
 }
 
-impl<'a, S: EventSink, P> Run<'a, S, P> {
+impl<'a, M: Memory, S: EventSink, P> Run<'a, M, S, P> {
     /// A run of `vcpus` vCPUs on `platform` that lasts until `deadline` at most.
     pub(super) fn new(
-        engine: Engine<AliasMemory<'a>, S>,
+        engine: Engine<M, S>,
         ram: &'a Ram,
         platform: &'a P,
         vcpus: usize,
@@ -63,7 +63,7 @@ impl<'a, S: EventSink, P> Run<'a, S, P> {
     }
 
     /// The engine; whoever has it serialises the calls of all vCPUs.
-    pub(super) fn engine(&self) -> MutexGuard<'_, Engine<AliasMemory<'a>, S>> {
+    pub(super) fn engine(&self) -> MutexGuard<'_, Engine<M, S>> {
         self.engine.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -99,7 +99,7 @@ impl<'a, S: EventSink, P> Run<'a, S, P> {
     }
 
     /// The engine, whether the user interrupted the run, and what made it fail.
-    pub(super) fn into_parts(self) -> (Engine<AliasMemory<'a>, S>, bool, Option<EmulatedError>) {
+    pub(super) fn into_parts(self) -> (Engine<M, S>, bool, Option<EmulatedError>) {
         (
             self.engine.into_inner().unwrap_or_else(PoisonError::into_inner),
             self.interrupted.into_inner(),
@@ -133,8 +133,8 @@ enum Exit {
 }
 
 /// Runs vCPU `index` on this thread until it ends or the run does; returns how many exits it made.
-pub(super) fn run<'a, 'm, S: EventSink, P: Platform<AliasMemory<'m>, S>>(
-    run: &'a Run<'m, S, P>,
+pub(super) fn run<'a, M: Memory, S: EventSink, P: Platform<M, S>>(
+    run: &'a Run<'_, M, S, P>,
     index: u32,
     vcpu: VmVcpu<'a>,
 ) -> u64 {
@@ -147,15 +147,15 @@ pub(super) fn run<'a, 'm, S: EventSink, P: Platform<AliasMemory<'m>, S>>(
 }
 
 /// A vCPU.
-struct Vcpu<'a, 'm, S, P> {
-    run: &'a Run<'m, S, P>,
+struct Vcpu<'a, 'm, M, S, P> {
+    run: &'a Run<'m, M, S, P>,
     index: u32,
     fd: VmVcpu<'a>,
     exits: u64,
     port_told: bool,
 }
 
-impl<'m, S: EventSink, P: Platform<AliasMemory<'m>, S>> Vcpu<'_, 'm, S, P> {
+impl<M: Memory, S: EventSink, P: Platform<M, S>> Vcpu<'_, '_, M, S, P> {
     fn run(&mut self) -> Result<(), EmulatedError> {
         let _tick = Tick::start().map_err(EmulatedError::Timer)?;
         while !self.run.meeting.is_over() {
@@ -290,7 +290,7 @@ impl<'m, S: EventSink, P: Platform<AliasMemory<'m>, S>> Vcpu<'_, 'm, S, P> {
     }
 
     /// Books I/O at a port where no device is, once.
-    fn other_port(&mut self, engine: &mut Engine<AliasMemory<'m>, S>, port: u16) -> Flow {
+    fn other_port(&mut self, engine: &mut Engine<M, S>, port: u16) -> Flow {
         if self.port_told {
             return Flow::Continue;
         }

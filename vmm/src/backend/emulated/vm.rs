@@ -7,17 +7,20 @@ use std::os::raw::c_int;
 use std::sync::OnceLock;
 
 use kvm_bindings::{
-    CpuId, KVM_MAX_CPUID_ENTRIES, kvm_dtable, kvm_regs, kvm_segment, kvm_sregs,
-    kvm_userspace_memory_region,
+    CpuId, KVM_MAX_CPUID_ENTRIES, KVM_X86_SW_PROTECTED_VM, kvm_dtable, kvm_regs, kvm_segment,
+    kvm_sregs, kvm_userspace_memory_region,
 };
 use kvm_ioctls::{Cap, Kvm, SyncReg, VcpuFd, VmFd};
 use mapgpa_abi::layout::stack_top;
-use mapgpa_abi::{Alias, params};
+use mapgpa_abi::{Alias, PAGE_SIZE, params};
 use vm_memory::{Bytes, MmapRegion, VolatileMemory};
 
 use super::image::Image;
-use super::memory::{self, Ram, SetupError};
+use super::memory::{self, Ram, Region, SetupError};
+use super::protected::Protected;
 use super::tables::{self, Tables};
+use crate::backend::guest_memfd::{self, GuestMemfd, GuestMemfdError, Slot};
+use crate::memory::{MemoryError, MemoryModel};
 
 /// What KVM refused.
 #[derive(Debug, thiserror::Error)]
@@ -33,6 +36,16 @@ pub enum VmError {
         /// The host's error.
         source: std::io::Error,
     },
+    /// No memory model `guest-memfd`.
+    #[error(
+        "--memory-model guest-memfd: this KVM has no VMs of type KVM_X86_SW_PROTECTED_VM with \
+         guest_memfd (Linux 6.8 or later with CONFIG_KVM_SW_PROTECTED_VM has, and so has \
+         `guest-tests/lab/lab --kernel lab-sw-protected` on any machine)"
+    )]
+    NoGuestMemfd,
+    /// Private memory cannot be set up.
+    #[error(transparent)]
+    GuestMemfd(#[from] GuestMemfdError),
     /// KVM lacks what this backend is built on.
     #[error("this KVM has no {0}")]
     Lacks(&'static str),
@@ -95,6 +108,21 @@ impl Host {
         self.kvm.create_vm().map_err(failed("KVM_CREATE_VM"))
     }
 
+    /// Whether there are VMs whose memory has attributes, with guest_memfd.
+    pub(super) fn has_protected_vms(&self) -> bool {
+        guest_memfd::is_supported(&self.kvm, KVM_X86_SW_PROTECTED_VM)
+    }
+
+    /// Creates a VM whose memory has attributes.
+    fn create_protected_vm(&self) -> Result<VmFd, VmError> {
+        if !self.has_protected_vms() {
+            return Err(VmError::NoGuestMemfd);
+        }
+        self.kvm
+            .create_vm_with_type(KVM_X86_SW_PROTECTED_VM.into())
+            .map_err(failed("KVM_CREATE_VM"))
+    }
+
     /// Refuses a shared bit that guests here cannot address.
     pub(super) fn check_gpaw(&self, gpaw: u32) -> Result<(), VmError> {
         let most = self.address_bits();
@@ -109,27 +137,36 @@ impl Host {
     }
 }
 
-/// Puts `ram` behind both aliases of a VM, and mappings of the VMM's own at their GPAs.
+/// Puts `ram` behind both aliases of a VM, and mappings of the VMM's own at their GPAs. `files` are the
+/// guest_memfds of the private alias, one for each region of RAM, or none.
 ///
-/// All of them have to live longer than `fd`.
+/// The mappings have to live longer than `fd`.
 pub(super) fn add_memory(
     fd: &VmFd,
     ram: &Ram,
     shared_bit: u64,
     own: &[(u64, &MmapRegion)],
+    files: &[GuestMemfd],
 ) -> Result<(), VmError> {
-    let mut slots = own.to_vec();
-    for region in ram.regions() {
-        slots.push((region.pages.gpa(), region.mapping(Alias::Private)));
-        slots.push((region.pages.gpa() | shared_bit, region.mapping(Alias::Shared)));
+    let mut slots: Vec<_> = own.iter().map(|(gpa, mapping)| (*gpa, *mapping, None)).collect();
+    for (at, region) in ram.regions().iter().enumerate() {
+        slots.push((region.pages.gpa(), region.mapping(Alias::Private), files.get(at)));
+        slots.push((region.pages.gpa() | shared_bit, region.mapping(Alias::Shared), None));
     }
-    for (slot, (gpa, mapping)) in (0..).zip(slots) {
+    for (slot, (gpa, mapping, file)) in (0..).zip(slots) {
+        let shared = mapping.as_ptr().addr() as u64;
+        if let Some(file) = file {
+            let slot = Slot { slot, gpa, size: mapping.size() as u64, shared, offset: 0 };
+            // SAFETY: as below.
+            unsafe { file.add_slot(fd, &slot) }?;
+            continue;
+        }
         let region = kvm_userspace_memory_region {
             slot,
             flags: 0,
             guest_phys_addr: gpa,
             memory_size: mapping.size() as u64,
-            userspace_addr: mapping.as_ptr().addr() as u64,
+            userspace_addr: shared,
         };
         // SAFETY: the mapping is guest memory, and lives longer than the VM: the VMM's own are
         // dropped after the descriptor, RAM is borrowed. vCPUs are dropped before the VM.
@@ -193,8 +230,10 @@ pub(super) struct Vm<'a> {
     host: &'static Host,
     tables: Tables,
     entry: u64,
+    /// The guest_memfds of RAM, one for each region, if its memory has attributes.
+    files: Vec<GuestMemfd>,
     _tables_memory: MmapRegion,
-    _ram: &'a Ram,
+    ram: &'a Ram,
 }
 
 impl<'a> Vm<'a> {
@@ -205,6 +244,7 @@ impl<'a> Vm<'a> {
         image: &Image,
         vcpus: u64,
         gpaw: u32,
+        model: MemoryModel,
     ) -> Result<Self, super::EmulatedError> {
         host.check_gpaw(gpaw)?;
         let shared_bit = mapgpa_abi::shared_bit(gpaw);
@@ -217,9 +257,27 @@ impl<'a> Vm<'a> {
             .write_slice(&tables.bytes, 0)
             .map_err(|_| SetupError::Outside { gpa: tables::base(), size })?;
 
-        let fd = host.create_vm()?;
-        add_memory(&fd, ram, shared_bit, &[(tables::base(), &tables_memory)])?;
-        Ok(Self { fd, host, tables, entry: image.entry, _tables_memory: tables_memory, _ram: ram })
+        let (fd, files) = match model {
+            MemoryModel::Alias => (host.create_vm()?, Vec::new()),
+            MemoryModel::GuestMemfd => {
+                let fd = host.create_protected_vm()?;
+                let file = |region: &Region| GuestMemfd::new(&fd, region.pages.count * PAGE_SIZE);
+                let files = ram.regions().iter().map(file).collect::<Result<_, _>>();
+                let files = files.map_err(VmError::from)?;
+                (fd, files)
+            }
+        };
+        add_memory(&fd, ram, shared_bit, &[(tables::base(), &tables_memory)], &files)?;
+        let entry = image.entry;
+        Ok(Self { fd, host, tables, entry, files, _tables_memory: tables_memory, ram })
+    }
+
+    /// Its memory, made private, if that has attributes.
+    pub(super) fn protected(&self) -> Result<Option<Protected<'_>>, MemoryError> {
+        if self.files.is_empty() {
+            return Ok(None);
+        }
+        Protected::new(&self.fd, self.ram, &self.files).map(Some)
     }
 
     /// Creates the vCPU of this index, ready to run from the image's entry point.
