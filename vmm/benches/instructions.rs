@@ -14,7 +14,7 @@ use std::hint::black_box;
 use std::process::{Command, ExitCode};
 
 use mapgpa::backend::hosted::HostedMemory;
-use mapgpa::engine::{Engine, Settings};
+use mapgpa::engine::{Engine, FrontEnd, Settings};
 use mapgpa::judge::{Judge, Rules};
 use mapgpa::pagemap::{Change, PageMap, Pages};
 use mapgpa::platform::{Bare, NoCpu};
@@ -55,7 +55,14 @@ const WORKLOADS: [Workload; 5] = [
 
 fn engine(policy: &str) -> Engine<HostedMemory, Recorder> {
     let policy = Policy::parse(policy).expect("a policy");
-    let settings = Settings { policy, seed: 1, gpaw: GPAW, vcpus: 1, timing: false };
+    let settings = Settings {
+        policy,
+        seed: 1,
+        gpaw: GPAW,
+        vcpus: 1,
+        timing: false,
+        front_end: FrontEnd::Direct,
+    };
     let recorder = Recorder::new(Judge::new(Rules::default(), false), None);
     Engine::new(settings, HostedMemory::default(), recorder)
 }

@@ -11,7 +11,7 @@ use mapgpa::backend::emulated::floor::Answer;
 use mapgpa::backend::hosted::HostedMemory;
 use mapgpa::backend::{Setup, emulated};
 use mapgpa::case::{Backend, Case, GuestSource};
-use mapgpa::engine::{Engine, Event, EventSink, Settings, Then};
+use mapgpa::engine::{Engine, Event, EventSink, FrontEnd, Settings, Then};
 use mapgpa::judge::{Judge, Rules};
 use mapgpa::policy::Policy;
 use mapgpa::report::Recorder;
@@ -49,7 +49,7 @@ impl EventSink for Stopwatch {
 
 fn settings(policy: &str, gpaw: u32, timing: bool) -> Settings {
     let policy = Policy::parse(policy).expect("a policy");
-    Settings { policy, seed: 1, gpaw, vcpus: 1, timing }
+    Settings { policy, seed: 1, gpaw, vcpus: 1, timing, front_end: FrontEnd::Direct }
 }
 
 fn recorder() -> Recorder {

@@ -5,7 +5,7 @@ use mapgpa_abi::tdcall::status;
 use mapgpa_abi::{Direction, PAGE_SIZE, shared_bit};
 
 use crate::backend::hosted::HostedMemory;
-use crate::engine::{Call, Engine, Event, EventSink, Flow, Settings, Then};
+use crate::engine::{Call, Engine, Event, EventSink, Flow, FrontEnd, Settings, Then};
 use crate::judge::{Class, Judge, Rules};
 use crate::memory::MemoryError;
 use crate::policy::Policy;
@@ -44,17 +44,19 @@ impl EventSink for Listener {
     }
 }
 
-/// Lists what `policy` says when `range` bytes are converted by `plan`.
+/// Lists what `policy` says behind `front_end` when `range` bytes are converted by `plan`.
 ///
 /// # Errors
 /// None in practice: no memory is behind it.
 pub fn explain(
     policy: &Policy,
+    front_end: FrontEnd,
     plan: Plan,
     range: u64,
     seed: u64,
 ) -> Result<Explained, MemoryError> {
-    let settings = Settings { policy: policy.clone(), seed, gpaw: GPAW, vcpus: 1, timing: false };
+    let settings =
+        Settings { policy: policy.clone(), seed, gpaw: GPAW, vcpus: 1, timing: false, front_end };
     let judge = Judge::new(Rules::default(), policy.is_special());
     let listener = Listener { calls: Vec::new(), judge };
     let mut engine = Engine::new(settings, HostedMemory::default(), listener);

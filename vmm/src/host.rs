@@ -10,7 +10,7 @@ use mapgpa_abi::params::{BOUND_OWN, Layout, Params, Plan};
 use serde::Serialize;
 
 use crate::backend::{Setup, emulated};
-use crate::engine::{Event, EventSink, Settings, Then};
+use crate::engine::{Event, EventSink, FrontEnd, Settings, Then};
 use crate::memory::MemoryModel;
 use crate::one_line;
 use crate::policy::Policy;
@@ -331,7 +331,8 @@ fn canary() -> Result<Canary, String> {
     };
     let gpaw = emulated::default_gpaw().map_err(|error| one_line(&error))?;
     let policy = Policy::parse("complete").map_err(|error| one_line(&error))?;
-    let settings = Settings { policy, seed: 0, gpaw, vcpus: 1, timing: false };
+    let settings =
+        Settings { policy, seed: 0, gpaw, vcpus: 1, timing: false, front_end: FrontEnd::Direct };
     let sink = Listener { steps: 0, began: Instant::now(), mips: 0.0 };
     let end = emulated::run(&setup, settings, sink).map_err(|error| one_line(&error))?;
     match end.error {

@@ -12,6 +12,7 @@ pub mod compare;
 pub mod engine;
 pub mod expect;
 pub mod explain;
+pub mod express;
 pub mod host;
 pub mod interrupt;
 pub mod judge;

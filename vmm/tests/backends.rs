@@ -10,6 +10,7 @@ use std::time::Duration;
 use harness::{Needs, harness};
 use mapgpa::backend::emulated;
 use mapgpa::case::{Backend, Case, GuestSource};
+use mapgpa::engine::FrontEnd;
 use mapgpa::judge::{Check, Rules};
 use mapgpa::memory::MemoryModel;
 use mapgpa::policy::{Draw, Policy};
@@ -37,6 +38,8 @@ fn case(number: u64, backend: Backend) -> Case {
         guest: GuestSource::BuiltIn(guest.guest),
         policy: Policy::parse(pick::<&str>(&mut draw, POLICIES)).expect("a policy"),
         backend,
+        front_end: FrontEnd::Direct,
+        stands_for: None,
         seed: draw.below(u64::MAX),
         gpaw: emulated::default_gpaw().expect("checked before"),
         plan: *pick(&mut draw, &both),

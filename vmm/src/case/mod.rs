@@ -10,7 +10,7 @@ use mapgpa_abi::{Direction, PAGE_SIZE_1G};
 use mapgpa_guests::Guest;
 
 use crate::backend::{End, Setup, emulated, hosted};
-use crate::engine::{EventSink, Settings};
+use crate::engine::{EventSink, FrontEnd, Settings};
 use crate::judge::{Judge, Rules};
 use crate::memory::MemoryModel;
 use crate::pagemap::Pages;
@@ -74,6 +74,10 @@ pub struct Case {
     pub policy: Policy,
     /// What it runs on.
     pub backend: Backend,
+    /// What stands between the guest and the policy.
+    pub front_end: FrontEnd,
+    /// The policy that this one stands for, and why, if the user's cannot be expressed.
+    pub stands_for: Option<String>,
     /// Seed of the policy's draws.
     pub seed: u64,
     /// Guest-physical address width in bits.
@@ -151,6 +155,8 @@ impl Case {
             guest,
             policy,
             backend: Backend::Hosted,
+            front_end: FrontEnd::Direct,
+            stands_for: None,
             seed: 1,
             gpaw: 48,
             plan: Plan::RoundTrip,
@@ -306,6 +312,7 @@ impl Case {
             gpaw: self.gpaw,
             vcpus: self.vcpus,
             timing: true,
+            front_end: self.front_end,
         };
         let setup = self.setup(touch_before);
         Ok(match self.backend {
@@ -361,7 +368,7 @@ impl Case {
             policy: self.policy.name.clone(),
             class: judgement.class,
             backend: self.backend.name(),
-            front_end: "direct",
+            front_end: self.front_end.name(),
             memory_model: self.memory_model_name(),
             gpaw: self.gpaw,
             seed: self.seed,
@@ -371,7 +378,7 @@ impl Case {
             verdict,
             guest_result: judgement.result,
             violations: judgement.violations,
-            notes: judgement.notes,
+            notes: self.stands_for.iter().cloned().chain(judgement.notes).collect(),
             checks_off: checks_off.to_vec(),
             conversations: record.conversations,
             totals: Totals { exits, wall_ns, ..record.totals },

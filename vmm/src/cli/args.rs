@@ -7,8 +7,10 @@ use clap::builder::ArgPredicate;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use mapgpa_abi::Direction;
 use mapgpa_abi::params::{BOUND_NONE, Layout, Plan};
+use mapgpa_kvm_model::Kernel;
 
 use super::measure_args::{CompareArgs, SweepArgs};
+use crate::engine::FrontEnd;
 use crate::linux::machine::Until;
 use crate::memory::MemoryModel;
 use crate::units;
@@ -58,6 +60,9 @@ pub(super) enum Command {
         /// Which way
         #[arg(long, value_enum, default_value_t)]
         direction: DirectionArg,
+        /// What stands between the guest and the policy
+        #[arg(long, value_enum, default_value_t)]
+        front_end: FrontEndArg,
         /// Seed of the policy's draws
         #[arg(long, default_value_t = 1)]
         seed: u64,
@@ -215,6 +220,13 @@ pub(super) struct CaseArgs {
     /// guest_memfd with memory attributes, as a VMM of real TDs does it
     #[arg(long, value_enum, default_value_t)]
     pub(super) memory_model: MemoryModelArg,
+    /// What stands between the guest and the policy: nothing, or a model of KVM's MapGPA, which a
+    /// guest meets on a TDX host with that kernel or a later one
+    #[arg(long, value_enum, default_value_t)]
+    pub(super) front_end: FrontEndArg,
+    /// Takes the nearest policy where KVM cannot express the one asked for, and says so
+    #[arg(long)]
+    pub(super) nearest: bool,
     /// Bytes of guest memory [default: what the range needs]
     #[arg(long, value_name = "SIZE", value_parser = units::size)]
     pub(super) memory: Option<u64>,
@@ -289,6 +301,26 @@ impl From<MemoryModelArg> for MemoryModel {
         match model {
             MemoryModelArg::Alias => Self::Alias,
             MemoryModelArg::GuestMemfd => Self::GuestMemfd,
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub(super) enum FrontEndArg {
+    #[default]
+    Direct,
+    #[value(name = "kvm-6.16")]
+    Kvm6_16,
+    #[value(name = "kvm-7.2")]
+    Kvm7_2,
+}
+
+impl From<FrontEndArg> for FrontEnd {
+    fn from(front_end: FrontEndArg) -> Self {
+        match front_end {
+            FrontEndArg::Direct => Self::Direct,
+            FrontEndArg::Kvm6_16 => Self::Kvm(Kernel::V6_16),
+            FrontEndArg::Kvm7_2 => Self::Kvm(Kernel::V7_2),
         }
     }
 }

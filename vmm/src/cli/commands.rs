@@ -7,6 +7,7 @@ use mapgpa_guests::{GUESTS, Guest};
 use super::args::{DirectionArg, Format, Listed, RunArgs};
 use super::{CliError, Found, linux, output, resolve};
 use crate::case::{Case, GuestSource, Ran, RunError};
+use crate::engine::FrontEnd;
 use crate::explain::explain as explain_policy;
 use crate::host;
 use crate::judge::CHECKS;
@@ -120,16 +121,17 @@ fn list_text(what: Listed, rows: &[Vec<(&str, String)>], out: &mut impl Write) -
 /// `mapgpa explain`
 pub(super) fn explain(
     policy: &str,
+    front_end: FrontEnd,
     range: u64,
     direction: DirectionArg,
     seed: u64,
     calls: usize,
 ) -> Result<Found, CliError> {
-    let policy = Policy::parse(policy)?;
+    let (policy, _) = resolve::policy(Policy::parse(policy)?, front_end, false)?;
     // The same is refused as for a guest.
     let guest = GuestSource::BuiltIn(Guest::Reference);
     Case { plan: direction.into(), range, ..Case::new(guest, policy.clone()) }.check()?;
-    let explained = explain_policy(&policy, direction.into(), range, seed)?;
+    let explained = explain_policy(&policy, front_end, direction.into(), range, seed)?;
     output::stdout(|out| text::explain(out, &explained, calls))?;
     Ok(Found::Expected)
 }
@@ -151,7 +153,9 @@ pub(super) fn run(args: &RunArgs) -> Result<Found, CliError> {
 fn run_guest(args: &RunArgs, guest: &str) -> Result<Ran, CliError> {
     let guest = resolve::guest(guest)?;
     let policy = Policy::parse(&args.policy)?;
-    let mut case = resolve::case(guest, policy, &args.case, resolve::backend(&args.case)?);
+    let ground = resolve::ground(&args.case)?;
+    let policy = resolve::policy(policy, ground.front_end, args.case.nearest)?;
+    let mut case = resolve::case(guest, policy, &args.case, ground);
     case.guest_chunk = args.guest_chunk.unwrap_or(0);
     case.trace.clone_from(&args.trace);
     case.check()?;

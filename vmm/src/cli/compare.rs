@@ -92,8 +92,12 @@ fn cases(args: &CompareArgs) -> Result<Vec<Case>, CliError> {
     let shown: Vec<String> = chunks.iter().map(|chunk| crate::units::show_size(*chunk)).collect();
     resolve::twice("--guest-chunk", &shown)?;
     let guest = resolve::guest(&args.guest)?;
-    let backend = resolve::backend(&args.case)?;
-    if args.floor && backend.0 != Backend::Emulated {
+    let ground = resolve::ground(&args.case)?;
+    let policies = policies
+        .into_iter()
+        .map(|policy| resolve::policy(policy, ground.front_end, args.case.nearest))
+        .collect::<Result<Vec<_>, _>>()?;
+    if args.floor && ground.backend != Backend::Emulated {
         return Err(CliError::Conflict(
             "--floor: the bare work is a VM's: it needs --backend emulated",
         ));
@@ -103,7 +107,7 @@ fn cases(args: &CompareArgs) -> Result<Vec<Case>, CliError> {
             "--floor: the bare work is done on one vCPU: it needs --vcpus 1",
         ));
     }
-    let whole = resolve::case(guest.clone(), Policy::parse(BASE)?, &args.case, backend);
+    let whole = resolve::case(guest.clone(), (Policy::parse(BASE)?, None), &args.case, ground);
     let mut cases = Vec::new();
     for plan in directions(whole.plan) {
         // What ratios are to is there even if no row asks for all at a time.
@@ -112,8 +116,9 @@ fn cases(args: &CompareArgs) -> Result<Vec<Case>, CliError> {
         }
         for guest_chunk in &chunks {
             for policy in &policies {
-                let policy = policy.clone();
-                cases.push(Case { plan, policy, guest_chunk: *guest_chunk, ..whole.clone() });
+                let (policy, stands_for) = policy.clone();
+                let guest_chunk = *guest_chunk;
+                cases.push(Case { plan, policy, stands_for, guest_chunk, ..whole.clone() });
             }
         }
     }

@@ -33,16 +33,19 @@ pub(super) fn run(args: &RunArgs, kernel: &Path) -> Result<Ran, CliError> {
         memory: args.case.memory.unwrap_or(MEMORY),
         until: until.map(Into::into),
     };
+    let front_end = args.case.front_end.into();
     let policy = Policy::parse(&args.policy)?;
+    let (policy, stands_for) = resolve::policy(policy, front_end, args.case.nearest)?;
     // What is wrong with the image is said even where no kernel could run.
     let mut case = LinuxCase::load(&options, policy)?;
+    (case.front_end, case.stands_for) = (front_end, stands_for);
     case.vcpus = args.case.vcpus;
     case.seed = args.case.seed;
     case.timeout = args.case.timeout;
     case.rules = resolve::rules(&args.case);
     case.trace.clone_from(&args.trace);
     case.check()?;
-    case.gpaw = resolve::backend(&args.case)?.1;
+    case.gpaw = resolve::ground(&args.case)?.gpaw;
     case.check()?;
     let show: Option<Box<dyn Write + Send>> = match (console, args.format) {
         (false, _) => None,

@@ -18,6 +18,7 @@ use clap::Parser;
 use crate::case::{CaseError, RunError};
 use crate::compare::CompareError;
 use crate::expect::ExpectError;
+use crate::express::Inexpressible;
 use crate::linux::case::LinuxError;
 use crate::memory::MemoryError;
 use crate::one_line;
@@ -60,6 +61,9 @@ enum CliError {
     /// The backend is not to be had here.
     #[error("--backend {backend}: {why}")]
     Backend { backend: &'static str, why: String },
+    /// A KVM cannot express the policy.
+    #[error(transparent)]
+    Inexpressible(#[from] Inexpressible),
     /// The user's ELF cannot be run.
     #[error("{file}: cannot be run as a guest")]
     Elf { file: String, source: RunError },
@@ -163,8 +167,8 @@ pub fn main() -> ExitCode {
         .and_then(|()| match cli.command {
             Command::Host { format } => commands::host(format),
             Command::List { what, format } => commands::list(what, format),
-            Command::Explain { policy, range, direction, seed, calls } => {
-                commands::explain(&policy, range, direction, seed, calls)
+            Command::Explain { policy, range, direction, front_end, seed, calls } => {
+                commands::explain(&policy, front_end.into(), range, direction, seed, calls)
             }
             Command::Run(args) => commands::run(&args),
             Command::Suite(args) => suite::suite(&args),

@@ -9,6 +9,8 @@ use super::CliError;
 use super::args::{BackendArg, CaseArgs, MemoryModelArg, OnViolation};
 use crate::backend::emulated;
 use crate::case::{Backend, Case, GuestSource, RunError};
+use crate::engine::FrontEnd;
+use crate::express::{Inexpressible, express};
 use crate::judge::Rules;
 use crate::one_line;
 use crate::policy::Policy;
@@ -28,17 +30,30 @@ pub(super) fn guest(name: &str) -> Result<GuestSource, CliError> {
     }
 }
 
-/// The backend, and the GPAW of guests on it.
-pub(super) fn backend(args: &CaseArgs) -> Result<(Backend, u32), CliError> {
+/// What guests run on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Ground {
+    /// The backend.
+    pub(super) backend: Backend,
+    /// GPAW of guests on it.
+    pub(super) gpaw: u32,
+    /// What stands between them and the policy.
+    pub(super) front_end: FrontEnd,
+}
+
+/// The backend, the GPAW of guests on it, and the front-end.
+pub(super) fn ground(args: &CaseArgs) -> Result<Ground, CliError> {
     const HOSTED_GPAW: u32 = 48;
     let refuse = |backend, why| Err(CliError::Backend { backend, why });
+    let front_end = args.front_end.into();
+    let ground = |backend, gpaw| Ok(Ground { backend, gpaw, front_end });
     match args.backend {
         BackendArg::Hosted if args.memory_model != MemoryModelArg::Alias => {
             Err(CliError::Conflict(
                 "--memory-model: with --backend hosted there is no memory behind the pages",
             ))
         }
-        BackendArg::Hosted => Ok((Backend::Hosted, args.gpaw.unwrap_or(HOSTED_GPAW))),
+        BackendArg::Hosted => ground(Backend::Hosted, args.gpaw.unwrap_or(HOSTED_GPAW)),
         BackendArg::Tdx => refuse(
             "tdx",
             "this version runs no real TDs yet; --backend emulated plays the TDX module on any KVM"
@@ -48,7 +63,7 @@ pub(super) fn backend(args: &CaseArgs) -> Result<(Backend, u32), CliError> {
             Ok(gpaw) => {
                 let model = args.memory_model.into();
                 emulated::check_memory_model(model).map_err(RunError::from)?;
-                Ok((Backend::Emulated, args.gpaw.unwrap_or(gpaw)))
+                ground(Backend::Emulated, args.gpaw.unwrap_or(gpaw))
             }
             Err(error) => {
                 let name = if args.backend == BackendArg::Auto { "auto" } else { "emulated" };
@@ -68,17 +83,37 @@ pub(super) fn rules(args: &CaseArgs) -> Rules {
     }
 }
 
-/// The case of `guest` and `policy` with the options of `args`, on a backend.
+/// The policy that can be had on `ground`, and what a report says if it is not the one asked for.
+pub(super) fn policy(
+    policy: Policy,
+    front_end: FrontEnd,
+    nearest: bool,
+) -> Result<(Policy, Option<String>), Inexpressible> {
+    let FrontEnd::Kvm(kernel) = front_end else { return Ok((policy, None)) };
+    match express(&policy, kernel) {
+        Ok(()) => Ok((policy, None)),
+        Err(error) if nearest => {
+            let note = error.note();
+            Ok((error.nearest, Some(note)))
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// The case of `guest` and `policy` with the options of `args`.
 pub(super) fn case(
     guest: GuestSource,
-    policy: Policy,
+    (policy, stands_for): (Policy, Option<String>),
     args: &CaseArgs,
-    (backend, gpaw): (Backend, u32),
+    ground: Ground,
 ) -> Case {
+    let Ground { backend, gpaw, front_end } = ground;
     Case {
         guest,
         policy,
         backend,
+        front_end,
+        stands_for,
         seed: args.seed,
         gpaw,
         plan: args.direction.into(),

@@ -10,6 +10,7 @@ use super::output::{self, Output};
 use super::resolve::{self, split_policies, twice};
 use super::{CliError, Found};
 use crate::case::{Backend, Case, CaseError};
+use crate::engine::FrontEnd;
 use crate::expect::Expectations;
 use crate::policy::Policy;
 use crate::report::{Verdict, ci, matrix};
@@ -59,11 +60,12 @@ fn cases(args: &SuiteArgs) -> Result<Vec<Case>, CliError> {
     let names: Vec<String> = policies.iter().map(|policy| policy.name.clone()).collect();
     twice("policy", &names)?;
     twice("guest", &args.guests)?;
-    let (backend, gpaw) = resolve::backend(&args.case)?;
+    let ground = resolve::ground(&args.case)?;
+    let policies = expressible(policies, ground.front_end, args)?;
     let guests: Vec<&str> = if args.guests.is_empty() {
-        let runs_here = |guest: &&GuestInfo| match backend {
+        let runs_here = |guest: &&GuestInfo| match ground.backend {
             Backend::Hosted => guest.hosted,
-            Backend::Emulated => guest.runs_with_gpaw(gpaw),
+            Backend::Emulated => guest.runs_with_gpaw(ground.gpaw),
         };
         GUESTS.iter().filter(runs_here).map(|guest| guest.name).collect()
     } else {
@@ -73,8 +75,7 @@ fn cases(args: &SuiteArgs) -> Result<Vec<Case>, CliError> {
     for guest in guests {
         let source = resolve::guest(guest)?;
         for policy in &policies {
-            let mut case =
-                resolve::case(source.clone(), policy.clone(), &args.case, (backend, gpaw));
+            let mut case = resolve::case(source.clone(), policy.clone(), &args.case, ground);
             case.guest_chunk = args.guest_chunk.unwrap_or(0);
             match case.check() {
                 // In a suite such a case runs, and turns out as not exercised.
@@ -87,13 +88,40 @@ fn cases(args: &SuiteArgs) -> Result<Vec<Case>, CliError> {
             }
             let kept = args
                 .shard
-                .is_none_or(|shard| in_shard(guest, &policy.name, shard.index, shard.count));
+                .is_none_or(|shard| in_shard(guest, &policy.0.name, shard.index, shard.count));
             if kept {
                 cases.push(case);
             }
         }
     }
     Ok(cases)
+}
+
+/// The policies that can be had behind `front_end`. What cannot is refused if it was asked for; of the
+/// suite's own it is left out, which is said, or replaced by the nearest that is not there yet.
+fn expressible(
+    policies: Vec<Policy>,
+    front_end: FrontEnd,
+    args: &SuiteArgs,
+) -> Result<Vec<(Policy, Option<String>)>, CliError> {
+    let mut kept: Vec<(Policy, Option<String>)> = Vec::with_capacity(policies.len());
+    let mut left_out = Vec::new();
+    for policy in policies {
+        match resolve::policy(policy, front_end, args.case.nearest) {
+            Ok((near, Some(_))) if kept.iter().any(|(other, _)| other.name == near.name) => {}
+            Ok(policy) => kept.push(policy),
+            Err(error) if args.policies.is_empty() => left_out.push(error.policy),
+            Err(error) => return Err(error.into()),
+        }
+    }
+    if !left_out.is_empty() {
+        output::complain(&format!(
+            "mapgpa: left out, as {} cannot express them: {} (--nearest takes what comes nearest)",
+            front_end.name(),
+            left_out.join("; ")
+        ));
+    }
+    Ok(kept)
 }
 
 /// A progress bar of `cases` steps, if stderr is a terminal.

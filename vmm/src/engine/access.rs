@@ -4,7 +4,7 @@ use mapgpa_abi::tdcall::{level, module};
 use mapgpa_abi::{Alias, PAGE_SIZE, PAGE_SIZE_2M};
 
 use super::event::{Accept, Event, EventSink};
-use super::{Engine, Flow};
+use super::{Engine, Flow, FrontEnd};
 use crate::memory::{Memory, MemoryError};
 use crate::pagemap::{Change, PageState, Pages};
 use crate::policy::AcceptAnswer;
@@ -29,6 +29,8 @@ impl<M: Memory, S: EventSink> Engine<M, S> {
         let pages = Pages::of_bytes(gpa, size);
         let policy =
             self.settings.policy.decide_accept(self.settings.seed, vcpu, this.accepts, gpa);
+        // KVM maps a TD's memory by 4 KiB only (tdx_gmem_private_max_mapping_level()).
+        let by_kvm = matches!(self.settings.front_end, FrontEnd::Kvm(_));
         let state = self.map.uniform(pages);
         let shared = state != Some(PageState::PrivatePending)
             && self.map.find(pages, |state| state == PageState::Shared).is_some();
@@ -39,6 +41,7 @@ impl<M: Memory, S: EventSink> Engine<M, S> {
             (AcceptAnswer::Mismatch, Some(PageState::PrivatePending)) if large => {
                 (Some(module::PAGE_SIZE_MISMATCH | level::L2M), true)
             }
+            _ if by_kvm && large => (Some(module::PAGE_SIZE_MISMATCH | level::L2M), false),
             (_, Some(PageState::PrivatePending)) => (Some(module::SUCCESS), false),
             (_, Some(_)) => {
                 let code = module::PAGE_ALREADY_ACCEPTED | (rcx & 7);

@@ -202,6 +202,7 @@ impl<M: Memory, S: EventSink> Engine<M, S> {
     /// memory and sink.
     pub fn end(mut self) -> (M, S) {
         for vcpu in 0..self.settings.vcpus {
+            self.request_over(u32::try_from(vcpu).unwrap_or(u32::MAX));
             let open = self.vcpus[vcpu].open;
             if open.is_some_and(|open| !open.marked && open.moved_on) {
                 self.close(u32::try_from(vcpu).unwrap_or(u32::MAX), None);

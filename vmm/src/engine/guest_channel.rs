@@ -135,6 +135,9 @@ fn vector_name(vector: u32) -> String {
 impl<M: Memory, S: EventSink> Engine<M, S> {
     /// Takes a word that `vcpu` wrote to the guest channel.
     pub fn channel_word(&mut self, vcpu: u32, word: u32) -> Flow {
+        if self.request_over(vcpu) == Flow::Stop {
+            return Flow::Stop;
+        }
         match self.vcpus[vcpu as usize].channel.push(word) {
             Message::Incomplete | Message::Hello(VERSION) => Flow::Continue,
             Message::Hello(version) => self.odd(&format!(
@@ -158,7 +161,9 @@ impl<M: Memory, S: EventSink> Engine<M, S> {
                     no_progress: 0,
                     ns: 0,
                 };
-                self.vcpus[vcpu as usize].open = Some(Open::new(conversation, true));
+                let this = &mut self.vcpus[vcpu as usize];
+                this.open = Some(Open::new(conversation, true));
+                this.user.begin();
                 self.emit(&Event::Begun { vcpu, pages, to })
             }
             Message::End { success, accepted } => {

@@ -5,6 +5,7 @@
 //! the guest sees of the pages is [`Memory`]'s; what is true of them is the [`PageMap`]'s.
 
 mod access;
+mod chunks;
 mod conversation;
 mod event;
 mod guest_channel;
@@ -20,6 +21,8 @@ use rangemap::RangeSet;
 use crate::memory::{Memory, MemoryError};
 use crate::pagemap::{Change, PageMap, PageState, Pages};
 use crate::policy::{Amount, Context, Policy, Request};
+use chunks::UserSpace;
+pub use chunks::{Answer, FrontEnd};
 use conversation::Open;
 pub use event::{
     Accept, Alarm, Call, Conversation, Ending, Event, EventSink, Malformed, Stray, Then, Truth,
@@ -75,6 +78,8 @@ pub struct Settings {
     pub vcpus: usize,
     /// Take times.
     pub timing: bool,
+    /// What stands between the guest and the policy.
+    pub front_end: FrontEnd,
 }
 
 /// What the engine knows of a vCPU.
@@ -84,6 +89,7 @@ struct Vcpu {
     accepts: u64,
     open: Option<Open>,
     channel: Channel,
+    user: UserSpace,
     ended: bool,
 }
 
@@ -155,16 +161,21 @@ impl<M: Memory, S: EventSink> Engine<M, S> {
         let begun = self.settings.timing.then(Instant::now);
         let this = &mut self.vcpus[vcpu as usize];
         this.calls += 1;
+        if let FrontEnd::Kvm(kernel) = self.settings.front_end {
+            return self.map_gpa_by_kvm(kernel, vcpu, raw_gpa, size, begun);
+        }
         let request = match request::check(vcpu, this.calls, raw_gpa, size, self.settings.gpaw) {
             Ok(request) => request,
-            Err(malformed) => return Ok(self.refuse(vcpu, raw_gpa, size, malformed, begun)),
+            Err(malformed) => {
+                let status = match malformed {
+                    Malformed::Unaligned => status::ALIGN_ERROR,
+                    _ => status::INVALID_OPERAND,
+                };
+                return Ok(self.refuse(vcpu, raw_gpa, size, malformed, (status, raw_gpa), begun));
+            }
         };
-        if this.open.is_none_or(|open| !open.takes(&request)) {
-            self.close(vcpu, None);
-            self.vcpus[vcpu as usize].open = Some(Open::of(&request));
-        }
+        let stray = self.enter(&request);
         let open = self.vcpus[vcpu as usize].open.get_or_insert_with(|| Open::of(&request));
-        let stray = open.stray(&request, &self.map);
         let context = Context {
             seed: self.settings.seed,
             replies: open.conversation.requests,
@@ -203,13 +214,26 @@ impl<M: Memory, S: EventSink> Engine<M, S> {
         Ok(self.finish(&mut call, next, begun))
     }
 
-    /// Answers a malformed request, as GHCI has it.
+    /// Puts a request into its vCPU's conversation; returns what is odd about it there.
+    fn enter(&mut self, request: &Request) -> Option<Stray> {
+        let vcpu = request.vcpu;
+        if self.vcpus[vcpu as usize].open.is_none_or(|open| !open.takes(request)) {
+            self.close(vcpu, None);
+            let this = &mut self.vcpus[vcpu as usize];
+            this.open = Some(Open::of(request));
+            this.user.begin();
+        }
+        self.vcpus[vcpu as usize].open.and_then(|open| open.stray(request, &self.map))
+    }
+
+    /// Answers a malformed request with `reply`, R10 and R11.
     fn refuse(
         &mut self,
         vcpu: u32,
         raw_gpa: u64,
         size: u64,
         malformed: Malformed,
+        (status, r11): (u64, u64),
         begun: Option<Instant>,
     ) -> Reply {
         let shared = raw_gpa & self.shared_bit != 0;
@@ -223,11 +247,8 @@ impl<M: Memory, S: EventSink> Engine<M, S> {
             size,
             to,
             converted: 0,
-            status: match malformed {
-                Malformed::Unaligned => status::ALIGN_ERROR,
-                _ => status::INVALID_OPERAND,
-            },
-            r11: raw_gpa,
+            status,
+            r11,
             truth: Truth::True,
             malformed: Some(malformed),
             stray: this.open.and_then(|open| open.stray_malformed(page, to)),
@@ -255,7 +276,10 @@ impl<M: Memory, S: EventSink> Engine<M, S> {
         }
         if let Some(begun) = begun {
             let now = Instant::now();
-            call.took_ns = nanos(now - begun);
+            // Of an observed request the time with the guest has been left out already.
+            if call.took_ns == 0 {
+                call.took_ns = nanos(now - begun);
+            }
             call.at_ns = nanos(now - self.started);
         }
         let mut flow = self.emit(&Event::Call(*call));

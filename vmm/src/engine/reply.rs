@@ -26,11 +26,28 @@ pub(super) fn reply(request: &Request, decision: &Decision, next: u64) -> (u64, 
         Say::Status(code @ status::ALIGN_ERROR) => (code, request.raw_gpa),
         Say::Status(code) => (code, 0),
     };
+    let truth = truth(request, code, r11, next);
+    let plain = match code {
+        status::SUCCESS => complete,
+        status::RETRY => matches!(decision.say, Say::Retry(_)) && r11 == next_raw,
+        _ => false,
+    };
+    (code, r11, truth, decision.special && !plain)
+}
+
+/// How R10 `code` and R11 `r11` relate to the pages of a request of which `next` is the first not
+/// converted.
+pub(super) fn truth(request: &Request, code: u64, r11: u64, next: u64) -> Truth {
+    let pages = request.pages();
+    let complete = next == pages.end();
+    let next_raw = (next * PAGE_SIZE) | (request.raw_gpa ^ request.gpa);
     let end_raw = request.raw_gpa + request.size;
-    let truth = match code {
+    match code {
         status::SUCCESS if complete => Truth::True,
         status::SUCCESS => Truth::Undetectable(Pages { first: next, count: pages.end() - next }),
-        status::RETRY if r11 % PAGE_SIZE != 0 || r11 < request.raw_gpa || r11 >= end_raw => {
+        status::RETRY
+            if !r11.is_multiple_of(PAGE_SIZE) || r11 < request.raw_gpa || r11 >= end_raw =>
+        {
             Truth::Detectable
         }
         status::RETRY if r11 <= next_raw => Truth::True,
@@ -42,11 +59,5 @@ pub(super) fn reply(request: &Request, decision: &Decision, next: u64) -> (u64, 
         | status::ALIGN_ERROR
         | status::SUBFUNC_UNSUPPORTED => Truth::Refusal,
         _ => Truth::Detectable,
-    };
-    let plain = match code {
-        status::SUCCESS => complete,
-        status::RETRY => matches!(decision.say, Say::Retry(_)) && r11 == next_raw,
-        _ => false,
-    };
-    (code, r11, truth, decision.special && !plain)
+    }
 }

@@ -11,7 +11,7 @@ use super::initramfs::{self, Module, ModuleError};
 use super::machine::{Machine, Until};
 use crate::backend::emulated::{self, EmulatedError, KernelSetup};
 use crate::case::{HIGH_START, LOW_END, Ran, RunError, trace_error};
-use crate::engine::Settings;
+use crate::engine::{FrontEnd, Settings};
 use crate::judge::{Judge, Rules};
 use crate::patch::Patched;
 use crate::policy::Policy;
@@ -123,6 +123,10 @@ pub struct LinuxCase {
     until: Until,
     /// The policy.
     pub policy: Policy,
+    /// What stands between the kernel and the policy.
+    pub front_end: FrontEnd,
+    /// The policy that this one stands for, and why, if the user's cannot be expressed.
+    pub stands_for: Option<String>,
     /// Seed of its draws.
     pub seed: u64,
     /// Guest-physical address width in bits.
@@ -185,6 +189,8 @@ impl LinuxCase {
             memory: options.memory,
             until,
             policy,
+            front_end: FrontEnd::Direct,
+            stands_for: None,
             seed: 1,
             gpaw: 48,
             vcpus: 1,
@@ -247,6 +253,7 @@ impl LinuxCase {
             gpaw: self.gpaw,
             vcpus: self.vcpus,
             timing: true,
+            front_end: self.front_end,
         };
         let (machine, interrupt) =
             Machine::new(self.until, self.memory).map_err(EmulatedError::Interrupt)?;
@@ -289,7 +296,7 @@ impl LinuxCase {
             policy: self.policy.name.clone(),
             class: judgement.class,
             backend: "emulated",
-            front_end: "direct",
+            front_end: self.front_end.name(),
             memory_model: "alias",
             gpaw: self.gpaw,
             seed: self.seed,
@@ -300,7 +307,7 @@ impl LinuxCase {
             verdict: Verdict::of(&judgement, could_run),
             guest_result: judgement.result,
             violations: judgement.violations,
-            notes: judgement.notes,
+            notes: self.stands_for.iter().cloned().chain(judgement.notes).collect(),
             checks_off: checks_off.to_vec(),
             conversations,
             totals: Totals { exits, wall_ns, ..totals },

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use mapgpa::backend::emulated::{self, EmulatedError, PROBE_IMAGE};
 use mapgpa::backend::{End, Setup};
-use mapgpa::engine::{Call, Event, EventSink, Settings, Then};
+use mapgpa::engine::{Call, Event, EventSink, FrontEnd, Settings, Then};
 use mapgpa::memory::MemoryModel;
 use mapgpa::pagemap::{PageState, Pages};
 use mapgpa::policy::Policy;
@@ -211,6 +211,7 @@ impl Probe {
             gpaw: emulated::default_gpaw()?,
             vcpus: scripts.len(),
             timing: false,
+            front_end: FrontEnd::Direct,
         };
         let seen = Seen { stop_at_touch: self.stop_at_touch, ..Seen::default() };
         emulated::run_with_input(&setup, &input, settings, seen)

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use mapgpa::case::{Case, GuestSource};
 use mapgpa::engine::{
-    Accept, Call, Conversation, Ending, Engine, Event, EventSink, Reply, Settings, Then,
+    Accept, Call, Conversation, Ending, Engine, Event, EventSink, FrontEnd, Reply, Settings, Then,
 };
 use mapgpa::memory::{Memory, MemoryError};
 use mapgpa::pagemap::{PageMap, Pages};
@@ -133,10 +133,14 @@ impl Bench {
     }
 
     pub fn with(policy: &str, seed: u64, vcpus: usize, gpaw: u32) -> Self {
+        Self::behind(FrontEnd::Direct, policy, seed, vcpus, gpaw)
+    }
+
+    pub fn behind(front_end: FrontEnd, policy: &str, seed: u64, vcpus: usize, gpaw: u32) -> Self {
         let policy = Policy::parse(policy).expect(policy);
         let events = std::rc::Rc::default();
         let sink = Shared(std::rc::Rc::clone(&events));
-        let settings = Settings { policy, seed, gpaw, vcpus, timing: false };
+        let settings = Settings { policy, seed, gpaw, vcpus, timing: false, front_end };
         Self { engine: Engine::new(settings, MadeUpMemory::default(), sink), events }
     }
 
