@@ -125,6 +125,28 @@ fn replies_without_progress_are_counted_in_a_row() {
 }
 
 #[test]
+fn progress_that_r11_hid_is_seen_when_r11_moves() {
+    // The first reply converts a page and points at the start; the second points past that page.
+    let scratch = support::Scratch::new("hidden");
+    let file = scratch.path("p.toml");
+    let text = "schema = \"mapgpa.policy/1\"\n[[rule]]\ncalls = [1, 1]\n\
+                do = \"chunk=4K,r11=start\"\n[[rule]]\ndo = \"stall=forever\"\n";
+    std::fs::write(&file, text).expect("a file");
+    let mut bench = Bench::new(&file.display().to_string());
+    bench.map(BIT | GPA, M2);
+    let row = |bench: &mut Bench, gpa| {
+        bench.map(BIT | gpa, GPA + M2 - gpa);
+        let call = bench.last();
+        (call.r11, call.no_progress, call.standing)
+    };
+    let next = BIT | (GPA + K4);
+    assert_eq!(row(&mut bench, GPA), (next, 1, 0));
+    assert_eq!(row(&mut bench, GPA + K4), (next, 2, 1));
+    // Asking from the start again is no way to see progress twice.
+    assert_eq!(row(&mut bench, GPA), (next, 3, 2));
+}
+
+#[test]
 fn marks_hold_a_conversation_together() {
     let mut bench = Bench::new("chunk=64K");
     bench.say(0, &begin(Direction::ToPrivate, GPA, M2));

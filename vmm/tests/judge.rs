@@ -30,8 +30,8 @@ fn proofs() -> Vec<(Check, Vec<Event<'static>>, Vec<Event<'static>>)> {
         ),
         (
             Check::Unbounded,
-            vec![call(Call { no_progress: 17, ..RETRY })],
-            vec![call(Call { no_progress: 16, ..RETRY })],
+            vec![call(Call { standing: 17, ..RETRY })],
+            vec![call(Call { standing: 16, ..RETRY })],
         ),
         (
             Check::Unbounded,
@@ -201,7 +201,7 @@ fn a_failed_range_stays_out_of_use_until_all_of_it_is_converted() {
 
 #[test]
 fn the_limits_are_options() {
-    let call = |no_progress, requests| Event::Call(Call { no_progress, requests, ..RETRY });
+    let call = |standing, requests| Event::Call(Call { standing, requests, ..RETRY });
     let unbounded = |rules, event| then(rules, &[event])[0] == Then::Stop;
     let rules = Rules { max_no_progress: 2, max_calls: 10, ..Rules::default() };
     assert!(!unbounded(rules, call(2, 1)) && unbounded(rules, call(3, 1)));
@@ -216,7 +216,7 @@ fn a_run_is_stopped_by_what_is_endless_and_else_only_if_asked() {
     let touch = touch(Alias::Shared, PageState::PrivatePending, false);
     assert_eq!(then(Rules::default(), &[touch, touch]), [Then::GoOn, Then::GoOn]);
     assert_eq!(then(stop, &[Event::Call(RETRY), touch]), [Then::GoOn, Then::Stop]);
-    let endless = Event::Call(Call { no_progress: 17, ..RETRY });
+    let endless = Event::Call(Call { standing: 17, ..RETRY });
     assert_eq!(then(Rules::default(), &[endless]), [Then::Stop]);
     assert_eq!(then(Rules::default(), &[Event::Timeout]), [Then::Stop]);
     // A note is no violation.

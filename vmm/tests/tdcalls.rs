@@ -56,6 +56,22 @@ fn accepts_answer_as_the_policy_says() {
     assert_eq!(bench.accept(GPA, level::L2M), Some(module::PAGE_ALREADY_ACCEPTED | 1));
     assert!(bench.accepts()[0].special);
 
+    // The host kept the pages in one call; that its rule is not for accepts makes no difference.
+    let scratch = support::Scratch::new("kept");
+    let file = scratch.path("p.toml");
+    let text = "schema = \"mapgpa.policy/1\"\n[[rule]]\ncalls = [2, 2]\n\
+                do = \"accept=already\"\n";
+    std::fs::write(&file, text).expect("a file");
+    let mut bench = pending(&file.display().to_string());
+    bench.accept(GPA, level::L4K);
+    assert!(bench.accepts()[0].special);
+    bench.map(BIT | GPA, M2);
+    bench.map(GPA, M2);
+    bench.accept(GPA, level::L4K);
+    bench.accept(GPA, level::L4K);
+    let special: Vec<_> = bench.accepts().iter().map(|accept| accept.special).collect();
+    assert_eq!(special, [true, false, false], "the guest's own second accept is its own doing");
+
     let mut bench = pending("accept=mismatch");
     assert_eq!(bench.accept(GPA, level::L2M), Some(module::PAGE_SIZE_MISMATCH | 1));
     assert_eq!(bench.accept(GPA, level::L4K), Some(module::SUCCESS), "only for 2 MiB");

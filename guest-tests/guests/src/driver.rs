@@ -10,8 +10,15 @@ use crate::line::Line;
 
 /// Runs the guest that `params` names on this vCPU, the `vcpu`-th from 0, to its end.
 pub fn run<T: Td>(td: &mut T, params: &Params, vcpu: u64) -> ! {
+    let success = test(td, params, vcpu);
+    report::exit(td, success)
+}
+
+/// As [`run`], up to its exit: whether that is to be with success. For a caller in the same process,
+/// which has no need to leave the guest's code from within.
+pub fn test<T: Td>(td: &mut T, params: &Params, vcpu: u64) -> bool {
     match Guest::from_index(params.guest) {
-        Some(guest) => run_with(td, params, vcpu, |td, c| guest.convert(td, c)),
+        Some(guest) => test_with(td, params, vcpu, |td, c| guest.convert(td, c)),
         None => report::panic(td, "there is no guest of this index"),
     }
 }
@@ -26,10 +33,19 @@ pub fn run_with<T: Td>(
     vcpu: u64,
     convert: impl FnMut(&mut T, &Conversion) -> Converted,
 ) -> ! {
+    let success = test_with(td, params, vcpu, convert);
+    report::exit(td, success)
+}
+
+fn test_with<T: Td>(
+    td: &mut T,
+    params: &Params,
+    vcpu: u64,
+    convert: impl FnMut(&mut T, &Conversion) -> Converted,
+) -> bool {
     report::hello(td);
     let shared_bit = shared_bit(calls::vp_info(td).gpaw);
-    let success = VcpuTest { td, params, vcpu, shared_bit, convert }.run().is_ok();
-    report::exit(td, success)
+    VcpuTest { td, params, vcpu, shared_bit, convert }.run().is_ok()
 }
 
 /// A guest test on one vCPU.

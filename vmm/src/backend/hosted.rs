@@ -4,11 +4,12 @@
 //! [`Td::read`] and [`Td::write`], so that wrong-alias checks hold; there is no instruction that it
 //! could crash with.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
+use mapgpa_abi::channel::{header, tag};
 use mapgpa_abi::tdcall::Regs;
 use mapgpa_abi::{Alias, Direction, PAGE_SIZE};
 use mapgpa_guests::driver;
@@ -25,24 +26,41 @@ use crate::tdcall;
 /// TDCALLs between two looks at the clock and at Ctrl-C.
 const LOOK_EVERY: u32 = 1024;
 
-/// The words that a guest has written, by alias; a page never written reads as zero.
+/// What a guest has written; a page never written reads as zero.
 #[derive(Debug, Default)]
 pub struct HostedMemory {
-    words: HashMap<(Alias, u64), u64>,
+    private: AliasMemory,
+    shared: AliasMemory,
+}
+
+/// Memory seen through one alias. Ordered, so that a conversion finds what it discards without a look
+/// at the rest.
+#[derive(Debug, Default)]
+struct AliasMemory {
+    /// Words by GPA in bytes, without the shared bit.
+    words: BTreeMap<u64, u64>,
     /// Pages touched against their state: like a VM's, they are there from then on, and further
     /// touches go unseen until the page changes state.
-    filled: HashSet<(Alias, u64)>,
+    filled: BTreeSet<u64>,
+}
+
+impl AliasMemory {
+    fn forget(&mut self, run: Pages) {
+        let gone = run.gpa()..run.end() * PAGE_SIZE;
+        while let Some((&gpa, _)) = self.words.range(gone.clone()).next() {
+            self.words.remove(&gpa);
+        }
+        while let Some(&page) = self.filled.range(run.first..run.end()).next() {
+            self.filled.remove(&page);
+        }
+    }
 }
 
 impl HostedMemory {
-    fn forget(&mut self, alias: Alias, run: Pages) {
-        if !self.words.is_empty() {
-            let gone = run.gpa()..run.end() * PAGE_SIZE;
-            self.words.retain(|(of, gpa), _| *of != alias || !gone.contains(gpa));
-        }
-        if !self.filled.is_empty() {
-            let gone = run.first..run.end();
-            self.filled.retain(|(of, page)| *of != alias || !gone.contains(page));
+    fn of(&mut self, alias: Alias) -> &mut AliasMemory {
+        match alias {
+            Alias::Private => &mut self.private,
+            Alias::Shared => &mut self.shared,
         }
     }
 }
@@ -55,15 +73,15 @@ impl Memory for HostedMemory {
         keep: bool,
         _: &PageMap,
     ) -> Result<(), MemoryError> {
-        self.forget(Alias::Shared, run);
+        self.shared.forget(run);
         if !keep {
-            self.forget(Alias::Private, run);
+            self.private.forget(run);
         }
         Ok(())
     }
 
     fn accept(&mut self, run: Pages, _: &PageMap) -> Result<(), MemoryError> {
-        self.forget(Alias::Private, run);
+        self.private.forget(run);
         Ok(())
     }
 }
@@ -119,14 +137,20 @@ pub fn run<S: EventSink + Send>(
     };
     let vcpu = |index: u32| {
         let mut td = Vcpu { run: &run, index, shared_bit, tdcalls: 0, look_in: LOOK_EVERY };
-        // A guest ends anywhere in its own code: by unwinding out of it.
+        // A guest ends anywhere in its own code: by unwinding out of it. At its regular end there is
+        // no need to.
         let ended =
-            catch_unwind(AssertUnwindSafe(|| driver::run(&mut td, &setup.params, index.into())));
-        run.meeting.leave();
+            catch_unwind(AssertUnwindSafe(|| driver::test(&mut td, &setup.params, index.into())));
         match ended {
-            Err(payload) if payload.is::<Ended>() => td.tdcalls,
-            Err(payload) => resume_unwind(payload),
+            Ok(success) => td.exit(success),
+            Err(payload) if payload.is::<Ended>() => {}
+            Err(payload) => {
+                run.meeting.leave();
+                resume_unwind(payload)
+            }
         }
+        run.meeting.leave();
+        td.tdcalls
     };
     let tdcalls = if vcpus == 1 {
         vcpu(0)
@@ -153,6 +177,15 @@ pub fn run<S: EventSink + Send>(
 }
 
 impl<S: EventSink> Vcpu<'_, S> {
+    /// What [`mapgpa_kit::report::exit`] says, from outside of the guest.
+    fn exit(&mut self, success: bool) {
+        self.tdcalls += 1;
+        let word = header(tag::EXIT, u32::from(!success));
+        if self.run.engine().channel_word(self.index, word) == Flow::Stop {
+            self.run.meeting.stop();
+        }
+    }
+
     fn end(&self) -> ! {
         // No message, and no hook: this is how a guest's code is left, not a failure.
         resume_unwind(Box::new(Ended))
@@ -209,11 +242,11 @@ impl<S: EventSink> Vcpu<'_, S> {
             Alias::Private => gpa,
             Alias::Shared => gpa | self.shared_bit,
         };
-        let page = (alias, gpa / PAGE_SIZE);
+        let page = gpa / PAGE_SIZE;
         let mut engine = self.run.engine();
-        let filled = engine.memory().filled.contains(&page);
+        let filled = engine.memory().of(alias).filled.contains(&page);
         if !filled && let Err(flow) = engine.touch(raw) {
-            engine.memory().filled.insert(page);
+            engine.memory().of(alias).filled.insert(page);
             drop(engine);
             self.follow(flow);
             return self.run.engine();
@@ -241,12 +274,12 @@ impl<S: EventSink> Td for Vcpu<'_, S> {
 
     fn read(&mut self, alias: Alias, gpa: u64) -> u64 {
         let mut engine = self.touch(alias, gpa);
-        engine.memory().words.get(&(alias, gpa)).copied().unwrap_or(0)
+        engine.memory().of(alias).words.get(&gpa).copied().unwrap_or(0)
     }
 
     fn write(&mut self, alias: Alias, gpa: u64, value: u64) {
         let mut engine = self.touch(alias, gpa);
-        engine.memory().words.insert((alias, gpa), value);
+        engine.memory().of(alias).words.insert(gpa, value);
     }
 
     fn stop(&mut self) -> ! {

@@ -122,7 +122,7 @@ const MEMORY_MAX: u64 = 1 << 40;
 #[expect(clippy::cast_possible_truncation, reason = "a small number")]
 pub const VCPUS_MAX: usize = mapgpa_abi::layout::MAX_VCPUS as usize;
 /// Pages touched of a range after its conversion, and before where memory work is not measured.
-const TOUCHED: u64 = 16;
+pub(crate) const TOUCHED: u64 = 16;
 
 /// A run's report, and how the run went.
 #[derive(Debug)]
@@ -180,6 +180,12 @@ impl Case {
         let start = if size < PAGE_SIZE_1G { RANGE_GPA } else { PAGE_SIZE_1G };
         let start = if start + size <= LOW_END { start } else { HIGH_START };
         Pages::of_bytes(start, size)
+    }
+
+    /// GPA of the range in bytes, without the shared bit.
+    #[must_use]
+    pub fn range_gpa(&self) -> u64 {
+        self.span().gpa()
     }
 
     /// Bytes of memory that reach up to the end of the range.

@@ -45,7 +45,8 @@ impl<M: Memory, S: EventSink> Engine<M, S> {
             (_, Some(PageState::PrivatePending)) => (Some(module::SUCCESS), false),
             (_, Some(_)) => {
                 let code = module::PAGE_ALREADY_ACCEPTED | (rcx & 7);
-                (Some(code), policy == AcceptAnswer::Already)
+                // Of the host's making, and not because the guest accepts twice.
+                (Some(code), self.kept.overlaps(&(pages.first..pages.end())))
             }
             (_, None) => (Some(module::PAGE_SIZE_MISMATCH | level::L2M), false),
         };

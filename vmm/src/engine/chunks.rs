@@ -385,6 +385,7 @@ impl<M: Memory, S: EventSink> Engine<M, S> {
             stray,
             special: special && !(reply.status == status::SUCCESS && next == pages.end()),
             no_progress: 0,
+            standing: 0,
             requests: 0,
             pages: 0,
             at_ns: 0,

@@ -7,10 +7,10 @@
 
 use std::time::Instant;
 
-use mapgpa_abi::Direction;
 use mapgpa_abi::tdcall::status;
+use mapgpa_abi::{Direction, PAGE_SIZE};
 
-use super::event::{Conversation, Ending, Event, EventSink, Stray};
+use super::event::{Call, Conversation, Ending, Event, EventSink, Stray, Truth};
 use super::{Engine, Flow};
 use crate::memory::Memory;
 use crate::pagemap::{PageMap, PageState, Pages};
@@ -24,6 +24,10 @@ pub(super) struct Open {
     pub(super) marked: bool,
     /// Replies in a row without progress.
     pub(super) no_progress: u64,
+    /// Of those, the last in a row that showed the guest none either.
+    pub(super) standing: u64,
+    /// The furthest page that a true RETRY has named; before the first, where the range begins.
+    furthest: u64,
     /// The last reply, if it was RETRY.
     pub(super) retry: Option<Retry>,
     /// The last reply was SUCCESS.
@@ -49,6 +53,8 @@ impl Open {
             conversation,
             marked,
             no_progress: 0,
+            standing: 0,
+            furthest: conversation.pages.first,
             retry: None,
             succeeded: false,
             moved_on: false,
@@ -120,16 +126,25 @@ impl Open {
     }
 
     /// Takes note of a reply that left `next` as the first page not converted. An R11 ahead of the
-    /// truth (`skips`) is progress as far as any guest can see.
-    pub(super) fn replied(&mut self, code: u64, r11: u64, converted: u64, next: u64, skips: bool) {
-        let retry = code == status::RETRY;
+    /// truth is progress as far as any guest can see. So is one that is further on than any before,
+    /// though its pages were converted earlier and R11 hid that.
+    pub(super) fn replied(&mut self, call: &Call, next: u64, shared_bit: u64) {
+        let retry = call.status == status::RETRY;
         self.moved_on = false;
         self.conversation.requests += 1;
         self.conversation.retries += u64::from(retry);
-        self.succeeded = code == status::SUCCESS;
-        self.retry = retry.then_some(Retry { r11, next });
-        self.conversation.no_progress += u64::from(retry && converted == 0);
-        self.no_progress = if retry && converted == 0 && !skips { self.no_progress + 1 } else { 0 };
+        self.succeeded = call.status == status::SUCCESS;
+        self.retry = retry.then_some(Retry { r11: call.r11, next });
+        self.conversation.no_progress += u64::from(retry && call.converted == 0);
+        let skips = matches!(call.truth, Truth::Undetectable(_));
+        let fruitless = retry && call.converted == 0 && !skips;
+        self.no_progress = if fruitless { self.no_progress + 1 } else { 0 };
+        let named = (call.r11 & !shared_bit) / PAGE_SIZE;
+        let further = retry && call.truth == Truth::True && named > self.furthest;
+        if further {
+            self.furthest = named;
+        }
+        self.standing = if fruitless && !further { self.standing + 1 } else { 0 };
     }
 }
 

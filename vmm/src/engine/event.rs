@@ -71,6 +71,9 @@ pub struct Call {
     pub stray: Option<Stray>,
     /// Replies in a row without progress in this conversation, this one included.
     pub no_progress: u64,
+    /// Of those, the last in a row in which R11 was no further on than before either: what a guest can
+    /// see.
+    pub standing: u64,
     /// Requests in this conversation, this one included.
     pub requests: u64,
     /// Pages of the conversation.

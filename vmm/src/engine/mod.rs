@@ -106,6 +106,8 @@ pub struct Engine<M, S> {
     vcpus: Vec<Vcpu>,
     /// Pages that the guest was told are converted, and cannot know are not.
     lied: RangeSet<u64>,
+    /// Pages to private that the host never removed.
+    kept: RangeSet<u64>,
     /// Scratch for runs of pages, kept so that a call does not allocate.
     runs: Vec<Pages>,
 }
@@ -125,6 +127,7 @@ impl<M: Memory, S: EventSink> Engine<M, S> {
             sink,
             vcpus: (0..settings.vcpus).map(|_| Vcpu::default()).collect(),
             lied: RangeSet::new(),
+            kept: RangeSet::new(),
             runs: Vec::new(),
             settings,
         }
@@ -206,6 +209,7 @@ impl<M: Memory, S: EventSink> Engine<M, S> {
             stray,
             special,
             no_progress: 0,
+            standing: 0,
             requests: 0,
             pages: 0,
             at_ns: 0,
@@ -254,6 +258,7 @@ impl<M: Memory, S: EventSink> Engine<M, S> {
             stray: this.open.and_then(|open| open.stray_malformed(page, to)),
             special: false,
             no_progress: 0,
+            standing: 0,
             requests: 0,
             pages: 0,
             at_ns: 0,
@@ -266,10 +271,10 @@ impl<M: Memory, S: EventSink> Engine<M, S> {
     fn finish(&mut self, call: &mut Call, next: u64, begun: Option<Instant>) -> Reply {
         let mut done = false;
         if let Some(open) = &mut self.vcpus[call.vcpu as usize].open {
-            let skips = matches!(call.truth, Truth::Undetectable(_));
-            open.replied(call.status, call.r11, call.converted, next, skips);
+            open.replied(call, next, self.shared_bit);
             open.timed(begun);
             call.no_progress = open.no_progress;
+            call.standing = open.standing;
             call.requests = open.conversation.requests;
             call.pages = open.conversation.pages.count;
             done = !open.marked && call.status != status::RETRY;
@@ -336,6 +341,11 @@ impl<M: Memory, S: EventSink> Engine<M, S> {
         let changed = self.map.apply(pages, change, budget, &mut self.runs);
         for run in &self.runs {
             self.memory.convert(*run, to, keep, &self.map)?;
+            if change == Change::Restore {
+                self.kept.insert(run.first..run.end());
+            } else if !self.kept.is_empty() {
+                self.kept.remove(run.first..run.end());
+            }
         }
         Ok((changed.pages, changed.next))
     }

@@ -199,8 +199,8 @@ impl Judge {
             None => {}
         }
         let most = self.rules.max_calls.saturating_add(call.pages.saturating_mul(4));
-        if call.no_progress > self.rules.max_no_progress {
-            let detail = format!("{} replies in a row without progress", call.no_progress);
+        if call.standing > self.rules.max_no_progress {
+            let detail = format!("{} replies in a row without progress", call.standing);
             self.violate(Check::Unbounded, Some(call.raw_gpa), detail);
         } else if call.requests > most {
             let detail =

@@ -112,7 +112,7 @@ pub struct Options {
 }
 
 /// A run of a kernel that has been checked as far as that goes without running.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct LinuxCase {
     name: String,
     kernel: Kernel,

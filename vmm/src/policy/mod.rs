@@ -8,8 +8,10 @@
 mod draw;
 mod presets;
 mod r11;
+mod show;
 mod spec;
 mod toml_form;
+mod toml_text;
 
 use std::fmt;
 
@@ -18,9 +20,10 @@ use mapgpa_abi::{Direction, PAGE_SIZE};
 
 pub use draw::Draw;
 pub use presets::{PRESETS, Preset};
-pub use r11::{Anchor, R11, SharedBit};
+pub use r11::{Anchor, NAMED as NAMED_R11, R11, SharedBit};
 pub use spec::{SPEC_HELP, SpecError};
-pub use toml_form::TomlError;
+pub use toml_form::{RuleForm, TomlError, rules};
+pub use toml_text::write_rules;
 
 use crate::pagemap::Pages;
 

@@ -42,7 +42,7 @@ pub struct R11 {
 }
 
 /// The named ones: name, value, sentence.
-pub(super) const NAMED: &[(&str, R11, &str)] = &[
+pub const NAMED: &[(&str, R11, &str)] = &[
     ("end", at(Anchor::End, 0), "the end of the request"),
     ("past-end", at(Anchor::End, 1 << 30), "1 GiB past the end"),
     ("below", at(Anchor::Start, -4096), "one page below the start"),

@@ -94,22 +94,23 @@ struct File {
     schema: String,
     name: Option<String>,
     #[serde(default)]
-    rule: Vec<FileRule>,
+    rule: Vec<RuleForm>,
 }
 
-#[derive(Deserialize)]
+/// A rule as it is written.
+#[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct FileRule {
-    direction: Option<FileDirection>,
+pub struct RuleForm {
+    direction: Option<DirectionForm>,
     calls: Option<(u64, u64)>,
     gpa: Option<(u64, u64)>,
     vcpu: Option<u32>,
     r#do: String,
 }
 
-#[derive(Deserialize)]
+#[derive(Debug, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-enum FileDirection {
+enum DirectionForm {
     ToShared,
     ToPrivate,
 }
@@ -133,10 +134,20 @@ fn parse(path: &str, text: &str) -> Result<Policy, TomlError> {
     if let Some(name) = file.name.clone().filter(|name| !printable(name)) {
         return Err(TomlError::Name { path: path(), name });
     }
-    if file.rule.is_empty() {
+    let rules = rules(&path(), &file.rule)?;
+    Ok(Policy { name: file.name.unwrap_or_else(path), rules })
+}
+
+/// Reads the rules that the file `path` has.
+///
+/// # Errors
+/// There are none, or one is malformed.
+pub fn rules(path: &str, forms: &[RuleForm]) -> Result<Vec<Rule>, TomlError> {
+    let path = || path.to_owned();
+    if forms.is_empty() {
         return Err(TomlError::Empty { path: path() });
     }
-    let rules = (1..).zip(&file.rule).map(|(number, rule)| {
+    let rules = (1..).zip(forms).map(|(number, rule)| {
         for (key, range, least) in [("calls", rule.calls, 1), ("gpa", rule.gpa, 0)] {
             if let Some(found) = range.filter(|(first, last)| *first < least || last < first) {
                 return Err(TomlError::Range { path: path(), rule: number, key, least, found });
@@ -144,8 +155,8 @@ fn parse(path: &str, text: &str) -> Result<Policy, TomlError> {
         }
         let when = Conditions {
             direction: rule.direction.as_ref().map(|direction| match direction {
-                FileDirection::ToShared => Direction::ToShared,
-                FileDirection::ToPrivate => Direction::ToPrivate,
+                DirectionForm::ToShared => Direction::ToShared,
+                DirectionForm::ToPrivate => Direction::ToPrivate,
             }),
             calls: rule.calls,
             gpa: rule.gpa,
@@ -158,8 +169,7 @@ fn parse(path: &str, text: &str) -> Result<Policy, TomlError> {
         })?;
         Ok(Rule { when, action })
     });
-    let rules = rules.collect::<Result<_, _>>()?;
-    Ok(Policy { name: file.name.unwrap_or_else(path), rules })
+    rules.collect()
 }
 
 #[cfg(test)]

@@ -26,6 +26,7 @@ pub const RETRY: Call = Call {
     malformed: None,
     stray: None,
     no_progress: 0,
+    standing: 0,
     requests: 1,
     pages: PAGES.count,
     special: false,
