@@ -269,7 +269,7 @@ fn kvm_advice() -> String {
 }
 
 /// Whether /proc/cpuinfo lists this flag.
-fn cpu_has(flag: &str) -> bool {
+pub(crate) fn cpu_has(flag: &str) -> bool {
     let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     info.lines()
         .find(|line| line.starts_with("flags"))

@@ -5,6 +5,7 @@ pub mod emulated;
 pub mod guest_memfd;
 pub mod hosted;
 mod rendezvous;
+pub mod tdx;
 
 use std::time::Duration;
 

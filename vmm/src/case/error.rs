@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use super::{MEMORY_MAX, MEMORY_MIN, VCPUS_MAX};
 use crate::backend::emulated::{self, KernelMode};
+use crate::backend::tdx;
 use crate::linux::boot::BootError;
 use crate::memory::MemoryError;
 use crate::units::show_size;
@@ -102,6 +103,9 @@ pub enum RunError {
     /// The VM failed.
     #[error(transparent)]
     Emulated(#[from] emulated::EmulatedError),
+    /// The TD failed.
+    #[error(transparent)]
+    Tdx(#[from] tdx::TdxError),
     /// Guest memory failed.
     #[error(transparent)]
     Memory(#[from] MemoryError),
@@ -129,6 +133,18 @@ pub enum RunError {
         /// The host's error.
         source: std::io::Error,
     },
+}
+
+impl RunError {
+    /// Whether the user's ELF file is at fault, rather than this host.
+    #[must_use]
+    pub const fn is_bad_image(&self) -> bool {
+        match self {
+            Self::Emulated(error) => error.is_bad_image(),
+            Self::Tdx(error) => error.is_bad_image(),
+            _ => false,
+        }
+    }
 }
 
 /// An error of writing the trace.

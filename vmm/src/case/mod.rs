@@ -9,7 +9,7 @@ use mapgpa_abi::params::{BOUND_OWN, Layout, Params, Plan};
 use mapgpa_abi::{Direction, PAGE_SIZE_1G};
 use mapgpa_guests::Guest;
 
-use crate::backend::{End, Setup, emulated, hosted};
+use crate::backend::{End, Setup, emulated, hosted, tdx};
 use crate::engine::{EventSink, FrontEnd, Settings};
 use crate::judge::{Judge, Rules};
 use crate::memory::MemoryModel;
@@ -50,6 +50,8 @@ impl GuestSource {
 pub enum Backend {
     /// A plain KVM VM; the VMM plays the TDX module.
     Emulated,
+    /// A real TD.
+    Tdx,
     /// This process.
     Hosted,
 }
@@ -60,6 +62,7 @@ impl Backend {
     pub const fn name(self) -> &'static str {
         match self {
             Self::Emulated => "emulated",
+            Self::Tdx => "tdx",
             Self::Hosted => "hosted",
         }
     }
@@ -203,6 +206,7 @@ impl Case {
     pub const fn memory_model_name(&self) -> &'static str {
         match self.backend {
             Backend::Emulated => self.memory_model.name(),
+            Backend::Tdx => MemoryModel::GuestMemfd.name(),
             Backend::Hosted => "none",
         }
     }
@@ -323,6 +327,7 @@ impl Case {
         let setup = self.setup(touch_before);
         Ok(match self.backend {
             Backend::Emulated => flatten(emulated::run(&setup, settings, sink)?),
+            Backend::Tdx => flatten(tdx::run(&setup, settings, sink)?),
             Backend::Hosted => flatten(hosted::run(&setup, settings, sink)?),
         })
     }

@@ -6,9 +6,10 @@ use mapgpa_guests::{GUESTS, Guest};
 
 use super::args::{DirectionArg, Format, Listed, RunArgs};
 use super::{CliError, Found, linux, output, resolve};
-use crate::case::{Case, GuestSource, Ran, RunError};
+use crate::case::{Case, GuestSource, Ran};
 use crate::engine::FrontEnd;
 use crate::explain::explain as explain_policy;
+use crate::express::express;
 use crate::host;
 use crate::judge::CHECKS;
 use crate::policy::{PRESETS, Policy, SPEC_HELP};
@@ -127,7 +128,10 @@ pub(super) fn explain(
     seed: u64,
     calls: usize,
 ) -> Result<Found, CliError> {
-    let (policy, _) = resolve::policy(Policy::parse(policy)?, front_end, false)?;
+    let policy = Policy::parse(policy)?;
+    if let FrontEnd::Kvm(kernel) = front_end {
+        express(&policy, kernel)?;
+    }
     // The same is refused as for a guest.
     let guest = GuestSource::BuiltIn(Guest::Reference);
     Case { plan: direction.into(), range, ..Case::new(guest, policy.clone()) }.check()?;
@@ -154,15 +158,14 @@ fn run_guest(args: &RunArgs, guest: &str) -> Result<Ran, CliError> {
     let guest = resolve::guest(guest)?;
     let policy = Policy::parse(&args.policy)?;
     let ground = resolve::ground(&args.case)?;
-    let policy = resolve::policy(policy, ground.front_end, args.case.nearest)?;
+    let policy =
+        resolve::policy(policy, ground, args.case.nearest).map_err(|error| ground.refuse(error))?;
     let mut case = resolve::case(guest, policy, &args.case, ground);
     case.guest_chunk = args.guest_chunk.unwrap_or(0);
     case.trace.clone_from(&args.trace);
     case.check()?;
     case.run().map_err(|error| match error {
-        RunError::Emulated(ref image) if image.is_bad_image() => {
-            CliError::Elf { file: case.guest.name(), source: error }
-        }
+        error if error.is_bad_image() => CliError::Elf { file: case.guest.name(), source: error },
         error => error.into(),
     })
 }

@@ -95,7 +95,9 @@ fn cases(args: &CompareArgs) -> Result<Vec<Case>, CliError> {
     let ground = resolve::ground(&args.case)?;
     let policies = policies
         .into_iter()
-        .map(|policy| resolve::policy(policy, ground.front_end, args.case.nearest))
+        .map(|policy| {
+            resolve::policy(policy, ground, args.case.nearest).map_err(|error| ground.refuse(error))
+        })
         .collect::<Result<Vec<_>, _>>()?;
     if args.floor && ground.backend != Backend::Emulated {
         return Err(CliError::Conflict(

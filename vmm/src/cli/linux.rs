@@ -3,14 +3,23 @@
 use std::io::{self, Write};
 use std::path::Path;
 
+use super::CliError;
 use super::args::{BackendArg, Format, LinuxArgs, MemoryModelArg, RunArgs};
-use super::{CliError, resolve};
-use crate::case::Ran;
+use super::resolve::{self, Ground};
+use crate::case::{Backend, Ran};
 use crate::linux::case::{LinuxCase, MEMORY, Options};
 use crate::policy::Policy;
 
 /// Runs the kernel in the file `kernel`.
 pub(super) fn run(args: &RunArgs, kernel: &Path) -> Result<Ran, CliError> {
+    if args.case.backend == BackendArg::Tdx {
+        return Err(CliError::Backend {
+            backend: "tdx",
+            why: "a kernel boots in a TD by firmware (TDVF), which this backend does not have; \
+                  --backend emulated boots it on any KVM (docs/tdx-host.md)"
+                .to_owned(),
+        });
+    }
     if args.case.backend == BackendArg::Hosted {
         return Err(CliError::Conflict(
             "--kernel: a kernel runs in a VM, not with --backend hosted",
@@ -35,7 +44,8 @@ pub(super) fn run(args: &RunArgs, kernel: &Path) -> Result<Ran, CliError> {
     };
     let front_end = args.case.front_end.into();
     let policy = Policy::parse(&args.policy)?;
-    let (policy, stands_for) = resolve::policy(policy, front_end, args.case.nearest)?;
+    let ground = Ground { backend: Backend::Emulated, gpaw: 0, front_end };
+    let (policy, stands_for) = resolve::policy(policy, ground, args.case.nearest)?;
     // What is wrong with the image is said even where no kernel could run.
     let mut case = LinuxCase::load(&options, policy)?;
     (case.front_end, case.stands_for) = (front_end, stands_for);
@@ -45,7 +55,7 @@ pub(super) fn run(args: &RunArgs, kernel: &Path) -> Result<Ran, CliError> {
     case.rules = resolve::rules(&args.case);
     case.trace.clone_from(&args.trace);
     case.check()?;
-    case.gpaw = resolve::ground(&args.case)?.gpaw;
+    case.gpaw = resolve::emulated(&args.case)?.gpaw;
     case.check()?;
     let show: Option<Box<dyn Write + Send>> = match (console, args.format) {
         (false, _) => None,

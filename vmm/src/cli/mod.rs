@@ -64,6 +64,9 @@ enum CliError {
     /// A KVM cannot express the policy.
     #[error(transparent)]
     Inexpressible(#[from] Inexpressible),
+    /// This host's KVM cannot express the policy.
+    #[error("--backend tdx: {0}; --backend emulated expresses every policy")]
+    TdxInexpressible(Inexpressible),
     /// The user's ELF cannot be run.
     #[error("{file}: cannot be run as a guest")]
     Elf { file: String, source: RunError },
@@ -94,7 +97,7 @@ impl CliError {
     fn exit_code(&self) -> u8 {
         match self {
             Self::Run(RunError::Trace { .. } | RunError::Module(_)) => 2,
-            Self::Backend { .. } | Self::Run(_) => 3,
+            Self::Backend { .. } | Self::TdxInexpressible(_) | Self::Run(_) => 3,
             Self::Io(..) | Self::Compare(_) => 4,
             _ => 2,
         }

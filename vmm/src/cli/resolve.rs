@@ -7,7 +7,7 @@ use mapgpa_guests::Guest;
 
 use super::CliError;
 use super::args::{BackendArg, CaseArgs, MemoryModelArg, OnViolation};
-use crate::backend::emulated;
+use crate::backend::{emulated, tdx};
 use crate::case::{Backend, Case, GuestSource, RunError};
 use crate::engine::FrontEnd;
 use crate::express::{Inexpressible, express};
@@ -41,36 +41,72 @@ pub(super) struct Ground {
     pub(super) front_end: FrontEnd,
 }
 
+impl Ground {
+    /// The error of a policy that cannot be expressed here: the host's, if it is a TDX host.
+    pub(super) fn refuse(self, error: Inexpressible) -> CliError {
+        if self.backend == Backend::Tdx { CliError::TdxInexpressible(error) } else { error.into() }
+    }
+}
+
+/// GPAW of guests that need not agree with a host.
+const USUAL_GPAW: u32 = 48;
+
 /// The backend, the GPAW of guests on it, and the front-end.
 pub(super) fn ground(args: &CaseArgs) -> Result<Ground, CliError> {
-    const HOSTED_GPAW: u32 = 48;
-    let refuse = |backend, why| Err(CliError::Backend { backend, why });
     let front_end = args.front_end.into();
-    let ground = |backend, gpaw| Ok(Ground { backend, gpaw, front_end });
+    // On a TDX host the front-end is what is there, unless the user knows better (a backport).
+    let on_tdx = || Ground {
+        backend: Backend::Tdx,
+        gpaw: args.gpaw.unwrap_or(USUAL_GPAW),
+        front_end: match front_end {
+            FrontEnd::Direct => FrontEnd::Kvm(tdx::kernel()),
+            kvm @ FrontEnd::Kvm(_) => kvm,
+        },
+    };
     match args.backend {
         BackendArg::Hosted if args.memory_model != MemoryModelArg::Alias => {
             Err(CliError::Conflict(
                 "--memory-model: with --backend hosted there is no memory behind the pages",
             ))
         }
-        BackendArg::Hosted => ground(Backend::Hosted, args.gpaw.unwrap_or(HOSTED_GPAW)),
-        BackendArg::Tdx => refuse(
-            "tdx",
-            "this version runs no real TDs yet; --backend emulated plays the TDX module on any KVM"
-                .to_owned(),
-        ),
-        BackendArg::Auto | BackendArg::Emulated => match emulated::default_gpaw() {
-            Ok(gpaw) => {
-                let model = args.memory_model.into();
-                emulated::check_memory_model(model).map_err(RunError::from)?;
-                ground(Backend::Emulated, args.gpaw.unwrap_or(gpaw))
-            }
+        BackendArg::Hosted => {
+            let gpaw = args.gpaw.unwrap_or(USUAL_GPAW);
+            Ok(Ground { backend: Backend::Hosted, gpaw, front_end })
+        }
+        BackendArg::Tdx => match tdx::facts() {
+            Ok(_) => Ok(on_tdx()),
             Err(error) => {
-                let name = if args.backend == BackendArg::Auto { "auto" } else { "emulated" };
-                let hint = "`mapgpa host` says what to do; --backend hosted needs no KVM";
-                refuse(name, format!("{} ({hint})", one_line(&error)))
+                let hint = "--backend emulated plays the TDX module on any KVM";
+                let why = format!("{} ({hint})", one_line(&error));
+                Err(CliError::Backend { backend: "tdx", why })
             }
         },
+        // Who asks for a model, or another memory, does not mean the TDs that may be here.
+        BackendArg::Auto
+            if front_end == FrontEnd::Direct
+                && args.memory_model == MemoryModelArg::Alias
+                && tdx::facts().is_ok() =>
+        {
+            Ok(on_tdx())
+        }
+        BackendArg::Auto | BackendArg::Emulated => emulated(args),
+    }
+}
+
+/// Backend `emulated`, the GPAW of guests on it, and the front-end.
+pub(super) fn emulated(args: &CaseArgs) -> Result<Ground, CliError> {
+    match emulated::default_gpaw() {
+        Ok(gpaw) => {
+            let model = args.memory_model.into();
+            emulated::check_memory_model(model).map_err(RunError::from)?;
+            let gpaw = args.gpaw.unwrap_or(gpaw);
+            Ok(Ground { backend: Backend::Emulated, gpaw, front_end: args.front_end.into() })
+        }
+        Err(error) => {
+            let backend = if args.backend == BackendArg::Auto { "auto" } else { "emulated" };
+            let hint = "`mapgpa host` says what to do; --backend hosted needs no KVM";
+            Err(CliError::Backend { backend, why: format!("{} ({hint})", one_line(&error)) })
+        }
     }
 }
 
@@ -86,10 +122,10 @@ pub(super) fn rules(args: &CaseArgs) -> Rules {
 /// The policy that can be had on `ground`, and what a report says if it is not the one asked for.
 pub(super) fn policy(
     policy: Policy,
-    front_end: FrontEnd,
+    ground: Ground,
     nearest: bool,
 ) -> Result<(Policy, Option<String>), Inexpressible> {
-    let FrontEnd::Kvm(kernel) = front_end else { return Ok((policy, None)) };
+    let FrontEnd::Kvm(kernel) = ground.front_end else { return Ok((policy, None)) };
     match express(&policy, kernel) {
         Ok(()) => Ok((policy, None)),
         Err(error) if nearest => {

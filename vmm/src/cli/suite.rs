@@ -7,10 +7,9 @@ use mapgpa_guests::{GUESTS, GuestInfo};
 
 use super::args::{Format, SuiteArgs};
 use super::output::{self, Output};
-use super::resolve::{self, split_policies, twice};
+use super::resolve::{self, Ground, split_policies, twice};
 use super::{CliError, Found};
 use crate::case::{Backend, Case, CaseError};
-use crate::engine::FrontEnd;
 use crate::expect::Expectations;
 use crate::policy::Policy;
 use crate::report::{Verdict, ci, matrix};
@@ -61,11 +60,11 @@ fn cases(args: &SuiteArgs) -> Result<Vec<Case>, CliError> {
     twice("policy", &names)?;
     twice("guest", &args.guests)?;
     let ground = resolve::ground(&args.case)?;
-    let policies = expressible(policies, ground.front_end, args)?;
+    let policies = expressible(policies, ground, args)?;
     let guests: Vec<&str> = if args.guests.is_empty() {
         let runs_here = |guest: &&GuestInfo| match ground.backend {
             Backend::Hosted => guest.hosted,
-            Backend::Emulated => guest.runs_with_gpaw(ground.gpaw),
+            Backend::Emulated | Backend::Tdx => guest.runs_with_gpaw(ground.gpaw),
         };
         GUESTS.iter().filter(runs_here).map(|guest| guest.name).collect()
     } else {
@@ -97,27 +96,27 @@ fn cases(args: &SuiteArgs) -> Result<Vec<Case>, CliError> {
     Ok(cases)
 }
 
-/// The policies that can be had behind `front_end`. What cannot is refused if it was asked for; of the
+/// The policies that can be had on `ground`. What cannot is refused if it was asked for; of the
 /// suite's own it is left out, which is said, or replaced by the nearest that is not there yet.
 fn expressible(
     policies: Vec<Policy>,
-    front_end: FrontEnd,
+    ground: Ground,
     args: &SuiteArgs,
 ) -> Result<Vec<(Policy, Option<String>)>, CliError> {
     let mut kept: Vec<(Policy, Option<String>)> = Vec::with_capacity(policies.len());
     let mut left_out = Vec::new();
     for policy in policies {
-        match resolve::policy(policy, front_end, args.case.nearest) {
+        match resolve::policy(policy, ground, args.case.nearest) {
             Ok((near, Some(_))) if kept.iter().any(|(other, _)| other.name == near.name) => {}
             Ok(policy) => kept.push(policy),
             Err(error) if args.policies.is_empty() => left_out.push(error.policy),
-            Err(error) => return Err(error.into()),
+            Err(error) => return Err(ground.refuse(error)),
         }
     }
     if !left_out.is_empty() {
         output::complain(&format!(
             "mapgpa: left out, as {} cannot express them: {} (--nearest takes what comes nearest)",
-            front_end.name(),
+            ground.front_end.name(),
             left_out.join("; ")
         ));
     }

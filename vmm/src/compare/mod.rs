@@ -135,7 +135,7 @@ impl Comparison {
 /// Pages that the guest writes before the conversion: all, where there is memory behind them.
 const fn populated(case: &Case) -> u64 {
     match case.backend {
-        Backend::Emulated => case.range / PAGE_SIZE,
+        Backend::Emulated | Backend::Tdx => case.range / PAGE_SIZE,
         Backend::Hosted => 0,
     }
 }

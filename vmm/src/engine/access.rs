@@ -63,6 +63,24 @@ impl<M: Memory, S: EventSink> Engine<M, S> {
         Ok((answer, if answer.is_none() { Flow::Stop } else { flow }))
     }
 
+    /// Where accepts are not seen: a conversion that `vcpu` says has succeeded, with as many pages
+    /// accepted as are pending, has accepted them.
+    pub(super) fn book_accepts(&mut self, vcpu: u32, success: bool, accepted: u64) {
+        let Some(open) = self.vcpus[vcpu as usize].open.filter(|_| self.accepts_unseen) else {
+            return;
+        };
+        let pages = open.conversation.pages;
+        let mut pending = 0;
+        self.map.scan(pages, |piece, state| {
+            pending += if state == PageState::PrivatePending { piece.count } else { 0 };
+            true
+        });
+        if success && accepted >= pending {
+            self.runs.clear();
+            self.map.apply(pages, Change::Accept, u64::MAX, &mut self.runs);
+        }
+    }
+
     /// Whether the guest may touch `raw_gpa` (bytes, shared bit as used); if not, that is an event.
     ///
     /// # Errors

@@ -233,7 +233,7 @@ impl<M: Memory, S: EventSink> Engine<M, S> {
 
     /// `vcpu` has exited for something other than a chunk: a request whose last chunk was whole and
     /// answered with success was complete.
-    pub(super) fn request_over(&mut self, vcpu: u32) -> Flow {
+    pub fn request_over(&mut self, vcpu: u32) -> Flow {
         let user = &mut self.vcpus[vcpu as usize].user;
         user.complete();
         if user.observed.is_none() {

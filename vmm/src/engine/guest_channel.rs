@@ -170,6 +170,7 @@ impl<M: Memory, S: EventSink> Engine<M, S> {
                 if self.vcpus[vcpu as usize].open.is_none() {
                     return self.odd("a conversation ended that was not begun");
                 }
+                self.book_accepts(vcpu, success, accepted);
                 self.close(vcpu, Some((success, accepted)))
             }
             Message::Use(_, Pages { count: 0, .. }) => self.odd("no pages were said to be used"),

@@ -99,6 +99,8 @@ pub struct Engine<M, S> {
     settings: Settings,
     shared_bit: u64,
     keeps_private: bool,
+    /// Accepts are not seen here: what a guest reports of them is taken for true.
+    accepts_unseen: bool,
     started: Instant,
     map: PageMap,
     memory: M,
@@ -121,6 +123,7 @@ impl<M: Memory, S: EventSink> Engine<M, S> {
         Self {
             shared_bit: shared_bit(settings.gpaw),
             keeps_private: settings.policy.keeps_private(),
+            accepts_unseen: false,
             started: Instant::now(),
             map: PageMap::default(),
             memory,
@@ -131,6 +134,11 @@ impl<M: Memory, S: EventSink> Engine<M, S> {
             runs: Vec::new(),
             settings,
         }
+    }
+
+    /// From now on what a guest reports of accepts is taken for true: they are not seen here.
+    pub const fn accepts_are_unseen(&mut self) {
+        self.accepts_unseen = true;
     }
 
     /// The settings.

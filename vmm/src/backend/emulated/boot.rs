@@ -3,7 +3,7 @@
 use mapgpa_abi::layout::{INPUT, MAX_VCPUS, STACKS, stack_top};
 use mapgpa_abi::{PAGE_SIZE, params};
 
-use super::image::{self, Image, ImageError};
+use super::image::{self, Image, ImageError, Tdcalls};
 use super::memory::{Ram, SetupError};
 use crate::backend::Setup;
 use crate::pagemap::Pages;
@@ -12,11 +12,16 @@ use crate::pagemap::Pages;
 ///
 /// # Errors
 /// The image is unusable, or `input` is longer than the room for it.
-pub(super) fn load(setup: &Setup<'_>, input: &[u8], ram: &Ram) -> Result<Image, ImageError> {
+pub(in crate::backend) fn load(
+    setup: &Setup<'_>,
+    input: &[u8],
+    ram: &Ram,
+    tdcalls: Tdcalls,
+) -> Result<Image, ImageError> {
     if input.len() as u64 > STACKS - INPUT {
         return Err(SetupError::Outside { gpa: INPUT, size: input.len() }.into());
     }
-    let image = image::load(setup.image, ram)?;
+    let image = image::load(setup.image, ram, tdcalls)?;
     // The pages that every guest touches, at once.
     for vcpu in 0..setup.params.vcpus.min(MAX_VCPUS) {
         ram.populate(Pages::of_bytes(stack_top(vcpu) - PAGE_SIZE, PAGE_SIZE));

@@ -11,6 +11,7 @@ use mapgpa_abi::channel::{self, tag};
 use mapgpa_abi::tdcall::{leaf, status, sub};
 use mapgpa_abi::{Alias, Direction};
 
+use super::image::Tdcalls;
 use super::memory::Ram;
 use super::tick::Tick;
 use super::vm::{Host, Vm, failed};
@@ -64,7 +65,7 @@ pub fn calls(
 ) -> Result<Floor, EmulatedError> {
     let shared_bit = mapgpa_abi::shared_bit(gpaw);
     let ram = Ram::new(setup.memory)?;
-    let image = boot::load(setup, &[], &ram)?;
+    let image = boot::load(setup, &[], &ram, Tdcalls::Replaced)?;
     let vm = Vm::new(Host::get()?, &ram, &image, 1, gpaw, setup.memory_model)?;
     let protected = vm.protected()?;
     if let Some((memory, pages)) = protected.zip(setup.shared) {
@@ -207,7 +208,7 @@ fn exit(vcpu: &mut VcpuFd) -> Result<Exit, EmulatedError> {
 /// As [`calls`].
 pub fn bare_vm(setup: &Setup<'_>, gpaw: u32) -> Result<Duration, EmulatedError> {
     let ram = Ram::new(setup.memory)?;
-    let image = boot::load(setup, &[], &ram)?;
+    let image = boot::load(setup, &[], &ram, Tdcalls::Replaced)?;
     let began = Instant::now();
     let vm = Vm::new(Host::get()?, &ram, &image, 1, gpaw, setup.memory_model)?;
     let mut vcpu = vm.vcpu(0)?;

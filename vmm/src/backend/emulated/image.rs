@@ -46,22 +46,35 @@ pub enum ImageError {
 
 /// A loaded image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Image {
+pub(in crate::backend) struct Image {
     /// Address of the first instruction.
-    pub(super) entry: u64,
+    pub(in crate::backend) entry: u64,
     /// Address of the exception entry points, if it has any.
-    pub(super) vectors: Option<u64>,
+    pub(in crate::backend) vectors: Option<u64>,
     /// How many TDCALL instructions were replaced.
-    pub(super) tdcalls: u64,
+    pub(in crate::backend) tdcalls: u64,
 }
 
 type Segment = ProgramHeader64<LittleEndian>;
+
+/// What becomes of TDCALL instructions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::backend) enum Tdcalls {
+    /// They are replaced: there is no TDX module.
+    Replaced,
+    /// They stay: the guest is a real TD.
+    Kept,
+}
 
 /// Loads the ELF file `elf` into `ram`.
 ///
 /// # Errors
 /// The file is not one that can run here.
-pub(super) fn load(elf: &[u8], ram: &Ram) -> Result<Image, ImageError> {
+pub(in crate::backend) fn load(
+    elf: &[u8],
+    ram: &Ram,
+    tdcalls: Tdcalls,
+) -> Result<Image, ImageError> {
     let header = FileHeader64::<LittleEndian>::parse(elf)?;
     let endian = header.endian()?;
     if header.e_machine(endian) != EM_X86_64 {
@@ -77,7 +90,7 @@ pub(super) fn load(elf: &[u8], ram: &Ram) -> Result<Image, ImageError> {
     let mut image = Image { entry: header.e_entry(endian), vectors: None, tdcalls: 0 };
     for segment in segments {
         if segment.p_type(endian) == PT_LOAD {
-            image.tdcalls += load_segment(segment, elf, ram)?;
+            image.tdcalls += load_segment(segment, elf, ram, tdcalls)?;
         } else if let Some(address) = vectors(segment, elf)? {
             image.vectors = Some(address);
         }
@@ -91,8 +104,13 @@ pub(super) fn load(elf: &[u8], ram: &Ram) -> Result<Image, ImageError> {
     Ok(image)
 }
 
-/// Loads a segment; returns how many TDCALL instructions were in it.
-fn load_segment(segment: &Segment, elf: &[u8], ram: &Ram) -> Result<u64, ImageError> {
+/// Loads a segment; returns how many TDCALL instructions were replaced in it.
+fn load_segment(
+    segment: &Segment,
+    elf: &[u8],
+    ram: &Ram,
+    tdcalls: Tdcalls,
+) -> Result<u64, ImageError> {
     let (start, size) = (segment.p_vaddr(LittleEndian), segment.p_memsz(LittleEndian));
     if size == 0 {
         // Linkers leave segments of empty sections, at any address.
@@ -110,7 +128,7 @@ fn load_segment(segment: &Segment, elf: &[u8], ram: &Ram) -> Result<u64, ImageEr
     }
     let first = start / PAGE_SIZE;
     ram.populate(Pages { first, count: (start + size).div_ceil(PAGE_SIZE) - first });
-    if !is_executable(segment) {
+    if !is_executable(segment) || tdcalls == Tdcalls::Kept {
         ram.write(start, bytes)?;
         return Ok(0);
     }

@@ -14,7 +14,7 @@ use crate::memory::MemoryError;
 use crate::pagemap::Pages;
 
 /// Bytes of a page, as a host size.
-pub(super) const HOST_PAGE: usize = 4096;
+pub(in crate::backend) const HOST_PAGE: usize = 4096;
 
 /// Why guest memory cannot be set up.
 #[derive(Debug, thiserror::Error)]
@@ -41,7 +41,7 @@ pub enum SetupError {
 ///
 /// # Errors
 /// The host has no room for it.
-pub(super) fn map(size: u64) -> Result<MmapRegion, SetupError> {
+pub(in crate::backend) fn map(size: u64) -> Result<MmapRegion, SetupError> {
     let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
     usize::try_from(size)
         .map_err(|_| vm_memory::mmap::MmapRegionError::InvalidPointer)
@@ -60,9 +60,9 @@ enum HostPages {
 
 /// A run of RAM.
 #[derive(Debug)]
-pub(super) struct Region {
+pub(in crate::backend) struct Region {
     /// Its pages.
-    pub(super) pages: Pages,
+    pub(in crate::backend) pages: Pages,
     private: MmapRegion,
     shared: MmapRegion,
 }
@@ -83,7 +83,7 @@ impl Region {
     }
 
     /// The mapping behind `alias`.
-    pub(super) const fn mapping(&self, alias: Alias) -> &MmapRegion {
+    pub(in crate::backend) const fn mapping(&self, alias: Alias) -> &MmapRegion {
         match alias {
             Alias::Private => &self.private,
             Alias::Shared => &self.shared,
@@ -91,7 +91,7 @@ impl Region {
     }
 
     /// The part of `run` in this region, if any.
-    pub(super) fn clip(&self, run: Pages) -> Option<Pages> {
+    pub(in crate::backend) fn clip(&self, run: Pages) -> Option<Pages> {
         let first = run.first.max(self.pages.first);
         let end = run.end().min(self.pages.end());
         (first < end).then(|| Pages { first, count: end - first })
@@ -99,13 +99,17 @@ impl Region {
 
     /// Host address and size in bytes of `part`, which lies in this region, behind `alias`.
     #[expect(clippy::cast_possible_truncation, reason = "less than the mapping's size, a usize")]
-    pub(super) fn host(&self, alias: Alias, part: Pages) -> (usize, usize) {
+    pub(in crate::backend) fn host(&self, alias: Alias, part: Pages) -> (usize, usize) {
         let offset = (part.first - self.pages.first) * PAGE_SIZE;
         (self.mapping(alias).as_ptr().addr() + offset as usize, (part.count * PAGE_SIZE) as usize)
     }
 
     /// The pages of `part`, which lies in this region, that are there behind `alias`.
-    pub(super) fn present(&self, alias: Alias, part: Pages) -> Result<Vec<u64>, MemoryError> {
+    pub(in crate::backend) fn present(
+        &self,
+        alias: Alias,
+        part: Pages,
+    ) -> Result<Vec<u64>, MemoryError> {
         let (start, size) = self.host(alias, part);
         let mut there = vec![0u8; size / HOST_PAGE];
         let offset = start - self.mapping(alias).as_ptr().addr();
@@ -123,21 +127,26 @@ impl Region {
 
     /// Reads from the start of `part`, which lies in this region, behind `alias`. Where a page is
     /// missing and registered, this waits for the fault thread.
-    pub(super) fn read(&self, alias: Alias, part: Pages, bytes: &mut [u8]) -> io::Result<()> {
+    pub(in crate::backend) fn read(
+        &self,
+        alias: Alias,
+        part: Pages,
+        bytes: &mut [u8],
+    ) -> io::Result<()> {
         let mapping = self.mapping(alias);
         let offset = self.host(alias, part).0 - mapping.as_ptr().addr();
         mapping.as_volatile_slice().read_slice(bytes, offset).map_err(io::Error::other)
     }
 
     /// Writes `bytes` at `gpa`, which lies in this region, behind the private alias.
-    pub(super) fn write(&self, gpa: u64, bytes: &[u8]) -> io::Result<()> {
+    pub(in crate::backend) fn write(&self, gpa: u64, bytes: &[u8]) -> io::Result<()> {
         let offset = gpa.checked_sub(self.pages.gpa()).and_then(|at| usize::try_from(at).ok());
         let offset = offset.ok_or(io::ErrorKind::InvalidInput)?;
         self.private.as_volatile_slice().write_slice(bytes, offset).map_err(io::Error::other)
     }
 
     /// Drops the contents of `part`, which lies in this region, behind `alias`: it reads as zero.
-    pub(super) fn discard(&self, alias: Alias, part: Pages) -> Result<(), MemoryError> {
+    pub(in crate::backend) fn discard(&self, alias: Alias, part: Pages) -> Result<(), MemoryError> {
         let mapping = self.mapping(alias);
         let (start, size) = self.host(alias, part);
         advise(mapping, start - mapping.as_ptr().addr(), size, libc::MADV_DONTNEED)
@@ -146,7 +155,11 @@ impl Region {
 }
 
 /// The error of `call` for the pages of `part`.
-pub(super) fn memory_error(call: &'static str, part: Pages, source: io::Error) -> MemoryError {
+pub(in crate::backend) fn memory_error(
+    call: &'static str,
+    part: Pages,
+    source: io::Error,
+) -> MemoryError {
     MemoryError { call, gpa: part.gpa(), size: part.count * PAGE_SIZE, source }
 }
 
@@ -163,18 +176,18 @@ fn advise(mapping: &MmapRegion, offset: usize, size: usize, advice: i32) -> io::
 
 /// The RAM of a guest: from 0, with the hole of [`mapgpa_abi::layout`].
 #[derive(Debug)]
-pub(super) struct Ram {
+pub(in crate::backend) struct Ram {
     regions: Vec<Region>,
 }
 
 impl Ram {
     /// RAM of `size` bytes, a multiple of 4 KiB, in small pages of the host.
-    pub(super) fn new(size: u64) -> Result<Self, SetupError> {
+    pub(in crate::backend) fn new(size: u64) -> Result<Self, SetupError> {
         Self::with(size, HostPages::Small)
     }
 
     /// RAM of `size` bytes, a multiple of 4 KiB, in huge pages where the host has them.
-    pub(super) fn with_huge_pages(size: u64) -> Result<Self, SetupError> {
+    pub(in crate::backend) fn with_huge_pages(size: u64) -> Result<Self, SetupError> {
         Self::with(size, HostPages::Huge)
     }
 
@@ -187,12 +200,12 @@ impl Ram {
     }
 
     /// Its regions, in order.
-    pub(super) fn regions(&self) -> &[Region] {
+    pub(in crate::backend) fn regions(&self) -> &[Region] {
         &self.regions
     }
 
     /// Writes `bytes` at `gpa` behind the private alias.
-    pub(super) fn write(&self, gpa: u64, bytes: &[u8]) -> Result<(), SetupError> {
+    pub(in crate::backend) fn write(&self, gpa: u64, bytes: &[u8]) -> Result<(), SetupError> {
         let outside = || SetupError::Outside { gpa, size: bytes.len() };
         let page = gpa / PAGE_SIZE;
         let region = self
@@ -204,7 +217,7 @@ impl Ram {
 
     /// Puts pages behind the private alias of `run` at once, rather than one by one as they are
     /// touched; what lies outside RAM is left out.
-    pub(super) fn populate(&self, run: Pages) {
+    pub(in crate::backend) fn populate(&self, run: Pages) {
         for region in &self.regions {
             if let Some(part) = region.clip(run) {
                 let (start, size) = region.host(Alias::Private, part);
@@ -216,13 +229,13 @@ impl Ram {
     }
 
     /// Whether there is RAM at `gpa` (no shared bit).
-    pub(super) fn has(&self, gpa: u64) -> bool {
+    pub(in crate::backend) fn has(&self, gpa: u64) -> bool {
         let page = Pages { first: gpa / PAGE_SIZE, count: 1 };
         self.regions.iter().any(|region| region.clip(page).is_some())
     }
 
     /// The alias and the page behind a host address.
-    pub(super) fn find(&self, address: usize) -> Option<(Alias, u64)> {
+    pub(in crate::backend) fn find(&self, address: usize) -> Option<(Alias, u64)> {
         self.regions.iter().find_map(|region| {
             [Alias::Private, Alias::Shared].into_iter().find_map(|alias| {
                 let mapping = region.mapping(alias);

@@ -5,22 +5,22 @@
 //! Guest tests run at CPL 3 from the first instruction on ([`vm`], [`tables`]).
 
 mod alias;
-mod boot;
+pub(in crate::backend) mod boot;
 mod contents;
 mod fault;
 pub mod floor;
-mod image;
+pub(in crate::backend) mod image;
 mod kernel;
 mod kernel_mode;
-mod memory;
+pub(in crate::backend) mod memory;
 mod model;
 mod protected;
 mod stash;
-mod tables;
-mod tick;
+pub(in crate::backend) mod tables;
+pub(in crate::backend) mod tick;
 mod userfaultfd;
-mod vcpu;
-mod vm;
+pub(in crate::backend) mod vcpu;
+pub(in crate::backend) mod vm;
 
 use std::thread::Builder;
 use std::time::Instant;
@@ -38,6 +38,7 @@ use crate::engine::{Engine, EventSink, Settings};
 use crate::memory::{Memory, MemoryError, MemoryModel};
 use crate::platform::{Bare, Platform};
 use alias::AliasMemory;
+use image::Tdcalls;
 use memory::Ram;
 use model::Model;
 use protected::ProtectedMemory;
@@ -179,7 +180,7 @@ pub fn run_with_input<S: EventSink + Send>(
 ) -> Result<End<S, EmulatedError>, EmulatedError> {
     let (vcpus, gpaw) = (settings.vcpus, settings.gpaw);
     let ram = Ram::new(setup.memory)?;
-    let image = boot::load(setup, input, &ram)?;
+    let image = boot::load(setup, input, &ram, Tdcalls::Replaced)?;
     let vm = Vm::new(Host::get()?, &ram, &image, vcpus as u64, gpaw, setup.memory_model)?;
     let vcpu_fds = (0..vcpus as u64).map(|index| vm.vcpu(index)).collect::<Result<Vec<_>, _>>()?;
     let userfaultfd = Userfaultfd::open().ok();
@@ -225,7 +226,7 @@ fn drive<M: Model + Send, S: EventSink + Send, P: Platform<M, S>>(
     vcpus: Vec<VmVcpu<'_>>,
 ) -> Result<End<S, EmulatedError>, EmulatedError> {
     let exits = match userfaultfd {
-        None => run_vcpus(&run, vcpus),
+        None => run_all(&run, vcpus),
         Some(userfaultfd) => {
             let done = EventFd::from_flags(EfdFlags::EFD_CLOEXEC)
                 .map_err(|error| EmulatedError::Fault(error.into()))?;
@@ -237,7 +238,7 @@ fn drive<M: Model + Send, S: EventSink + Send, P: Platform<M, S>>(
                 if let Err(error) = thread {
                     run.fail(EmulatedError::Thread(error));
                 }
-                let exits = run_vcpus(&run, vcpus);
+                let exits = run_all(&run, vcpus);
                 if let Err(error) = done.write(1) {
                     run.fail(EmulatedError::Fault(error.into()));
                 }
@@ -251,23 +252,40 @@ fn drive<M: Model + Send, S: EventSink + Send, P: Platform<M, S>>(
     Ok(End { sink, exits, work, interrupted, checks_off, error })
 }
 
-/// Runs all vCPUs, the first on this thread; returns how many exits they made.
-fn run_vcpus<M: Memory + Send, S: EventSink + Send, P: Platform<M, S>>(
+fn run_all<M: Memory + Send, S: EventSink + Send, P: Platform<M, S>>(
     run: &Run<'_, M, S, P>,
     vcpus: Vec<VmVcpu<'_>>,
 ) -> u64 {
+    run_vcpus(run, vcpus, EmulatedError::Thread, |index, vcpu| vcpu::run(run, index, vcpu))
+}
+
+/// Runs all vCPUs by `work`, the first on this thread; returns how many exits they made.
+pub(in crate::backend) fn run_vcpus<M, S, P, E, V>(
+    run: &Run<'_, M, S, P, E>,
+    vcpus: Vec<V>,
+    no_thread: impl Fn(std::io::Error) -> E,
+    work: impl Fn(u32, V) -> u64 + Sync,
+) -> u64
+where
+    M: Memory + Send,
+    S: EventSink + Send,
+    P: Sync,
+    E: Send,
+    V: Send,
+{
     let mut vcpus = (0..).zip(vcpus);
     let Some((_, first)) = vcpus.next() else { return 0 };
+    let work = &work;
     std::thread::scope(|scope| {
         let mut others = Vec::new();
         for (index, vcpu) in vcpus {
-            let work = move || vcpu::run(run, index, vcpu);
-            match Builder::new().name(format!("vcpu {index}")).spawn_scoped(scope, work) {
+            let builder = Builder::new().name(format!("vcpu {index}"));
+            match builder.spawn_scoped(scope, move || work(index, vcpu)) {
                 Ok(thread) => others.push(thread),
-                Err(error) => run.fail(EmulatedError::Thread(error)),
+                Err(error) => run.fail(no_thread(error)),
             }
         }
-        let exits = vcpu::run(run, 0, first);
+        let exits = work(0, first);
         let joined = others
             .into_iter()
             .map(|other| other.join().unwrap_or_else(|payload| std::panic::resume_unwind(payload)));

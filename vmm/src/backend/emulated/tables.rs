@@ -1,4 +1,4 @@
-//! What the processor reads on the guest's behalf: GDT, IDT, TSS and page tables.
+//! What the processor reads on the guest's behalf: GDT, IDT, TSS and page tables; for backend `tdx`, too.
 //!
 //! They lie in the hole of `abi::layout`, in memory of their own that only ring 0 may touch, so
 //! that a guest test can neither damage nor convert them. Layout: a page with GDT and IDT, three
@@ -28,10 +28,16 @@ const TSS_BITMAP: u16 = 104;
 /// Size of a TSS in bytes: the bitmap has a bit for each port, and a byte of ones after it.
 const TSS_SIZE: u64 = TSS_BITMAP as u64 + 65536 / 8 + 1;
 
+/// Selector of the code segment, at CPL 0.
+const KERNEL_CODE: u16 = 2 << 3;
+/// Selector of the data segment, at CPL 0.
+const KERNEL_DATA: u16 = 1 << 3;
 /// Selector of the code segment at CPL 3.
-pub(super) const CODE: u16 = 2 << 3 | 3;
+pub(in crate::backend) const CODE: u16 = KERNEL_CODE | 3;
 /// Selector of the data segment at CPL 3.
-pub(super) const DATA: u16 = 1 << 3 | 3;
+pub(in crate::backend) const DATA: u16 = KERNEL_DATA | 3;
+/// The vector of an NMI.
+const NMI: usize = 2;
 /// The first TSS's index in the GDT; each takes two entries.
 const TSS_INDEX: u64 = 4;
 
@@ -42,25 +48,64 @@ const USER: u64 = 1 << 2;
 /// Page table entry: a 2 MiB page.
 const LARGE: u64 = 1 << 7;
 
+/// At which privilege level a guest test runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::backend) enum Level {
+    /// 3, on backend `emulated`: the VMM sets the registers.
+    User,
+    /// 0, in a real TD: start-up code does.
+    Kernel {
+        /// Address of the code that takes an NMI.
+        nmi: u64,
+        /// What is mapped beside RAM and the tables: 2 MiB that hold the start-up code.
+        startup: u64,
+    },
+}
+
+impl Level {
+    /// Descriptors of data, of code, and the type of a TSS: busy, or about to be loaded.
+    const fn descriptors(self) -> [u64; 3] {
+        match self {
+            Self::User => [0x00cf_f300_0000_ffff, 0x00af_fb00_0000_ffff, 0x8b],
+            Self::Kernel { .. } => [0x00cf_9300_0000_ffff, 0x00af_9b00_0000_ffff, 0x89],
+        }
+    }
+
+    /// An interrupt gate to `address`, on the stack of IST 1.
+    const fn gate(self, address: u64) -> (u64, u64) {
+        let (code, rights) = match self {
+            Self::User => (CODE, 0xee),
+            Self::Kernel { .. } => (KERNEL_CODE, 0x8e),
+        };
+        let low = address & 0xffff
+            | (code as u64) << 16
+            | 1 << 32
+            | rights << 40
+            | (address >> 16 & 0xffff) << 48;
+        (low, address >> 32)
+    }
+}
+
 /// The tables of a guest.
 #[derive(Debug)]
-pub(super) struct Tables {
+pub(in crate::backend) struct Tables {
     /// Their bytes, a whole number of pages.
-    pub(super) bytes: Vec<u8>,
+    pub(in crate::backend) bytes: Vec<u8>,
     /// GPA of the top-level page table.
-    pub(super) cr3: u64,
+    pub(in crate::backend) cr3: u64,
     /// Size of the IDT minus 1; 0 if the image has no exception entry points.
-    pub(super) idt_limit: u16,
+    pub(in crate::backend) idt_limit: u16,
 }
 
 impl Tables {
     /// Tables for `vcpus` vCPUs and the RAM regions `ram`, with the exception entry points at
     /// `vectors`.
-    pub(super) fn new(
+    pub(in crate::backend) fn new(
         vcpus: u64,
         ram: impl Iterator<Item = Pages> + Clone,
         shared_bit: u64,
         vectors: Option<u64>,
+        level: Level,
     ) -> Self {
         let tables_start = TSS + vcpus * TSS_STRIDE;
         let mut paging = Paging::new(BASE + tables_start);
@@ -73,11 +118,16 @@ impl Tables {
             paging.map(at, at | PRESENT | LARGE, 2);
         }
 
+        if let Level::Kernel { startup, .. } = level {
+            paging.map(startup, startup | PRESENT | LARGE, 2);
+        }
+
         let mut bytes = vec![0; tables_start as usize];
-        put(&mut bytes, usize::from(DATA & !7), 0x00cf_f300_0000_ffff);
-        put(&mut bytes, usize::from(CODE & !7), 0x00af_fb00_0000_ffff);
+        let [data, code, tss_type] = level.descriptors();
+        put(&mut bytes, usize::from(KERNEL_DATA), data);
+        put(&mut bytes, usize::from(KERNEL_CODE), code);
         for vcpu in 0..vcpus {
-            let (low, high) = tss_descriptor(tss_base(vcpu));
+            let (low, high) = tss_descriptor(tss_base(vcpu), tss_type);
             let at = usize::from(tss_selector(vcpu));
             put(&mut bytes, at, low);
             put(&mut bytes, at + 8, high);
@@ -89,69 +139,65 @@ impl Tables {
         }
         if let Some(vectors) = vectors {
             for vector in 0..VECTORS {
-                let (low, high) = gate(vectors + vector * VECTOR_SIZE);
+                let (low, high) = level.gate(vectors + vector * VECTOR_SIZE);
                 put(&mut bytes, IDT + 16 * vector as usize, low);
                 put(&mut bytes, IDT + 16 * vector as usize + 8, high);
             }
+        }
+        if let Level::Kernel { nmi, .. } = level {
+            let (low, high) = level.gate(nmi);
+            put(&mut bytes, IDT + 16 * NMI, low);
+            put(&mut bytes, IDT + 16 * NMI + 8, high);
         }
         bytes.reserve(paging.tables.len() * PAGE_SIZE as usize);
         for entry in paging.tables.iter().flat_map(|table| table.iter()) {
             bytes.extend_from_slice(&entry.to_le_bytes());
         }
-        let idt_limit = if vectors.is_some() { IDT_SIZE - 1 } else { 0 };
+        let has_gates = vectors.is_some() || level != Level::User;
+        let idt_limit = if has_gates { IDT_SIZE - 1 } else { 0 };
         Self { bytes, cr3: BASE + tables_start, idt_limit }
     }
 }
 
 /// GPA of the tables.
-pub(super) const fn base() -> u64 {
+pub(in crate::backend) const fn base() -> u64 {
     BASE
 }
 
 /// Address and limit of the GDT.
-pub(super) const fn gdt() -> (u64, u16) {
+pub(in crate::backend) const fn gdt() -> (u64, u16) {
     (BASE, 8 * (TSS_INDEX as u16 + 2 * MAX_VCPUS as u16) - 1)
 }
 
 /// Address of the IDT.
-pub(super) const fn idt() -> u64 {
+pub(in crate::backend) const fn idt() -> u64 {
     BASE + IDT as u64
 }
 
 /// Selector of a vCPU's TSS.
-pub(super) const fn tss_selector(vcpu: u64) -> u16 {
+pub(in crate::backend) const fn tss_selector(vcpu: u64) -> u16 {
     ((TSS_INDEX + 2 * vcpu) << 3) as u16
 }
 
 /// Address of a vCPU's TSS.
-pub(super) const fn tss_base(vcpu: u64) -> u64 {
+pub(in crate::backend) const fn tss_base(vcpu: u64) -> u64 {
     BASE + TSS + vcpu * TSS_STRIDE
 }
 
 /// Limit of a TSS.
-pub(super) const fn tss_limit() -> u32 {
+pub(in crate::backend) const fn tss_limit() -> u32 {
     TSS_SIZE as u32 - 1
 }
 
-/// The descriptor of a busy 64-bit TSS.
-const fn tss_descriptor(base: u64) -> (u64, u64) {
+/// The descriptor of a 64-bit TSS.
+const fn tss_descriptor(base: u64, tss_type: u64) -> (u64, u64) {
     let limit = TSS_SIZE - 1;
     let low = limit & 0xffff
         | (base & 0xff_ffff) << 16
-        | 0x8b << 40
+        | tss_type << 40
         | (limit >> 16 & 0xf) << 48
         | (base >> 24 & 0xff) << 56;
     (low, base >> 32)
-}
-
-/// An interrupt gate to `address` at CPL 3, on the stack of IST 1.
-const fn gate(address: u64) -> (u64, u64) {
-    let low = address & 0xffff
-        | (CODE as u64) << 16
-        | 1 << 32
-        | 0xee << 40
-        | (address >> 16 & 0xffff) << 48;
-    (low, address >> 32)
 }
 
 fn put(bytes: &mut [u8], at: usize, value: u64) {
@@ -244,7 +290,7 @@ mod tests {
 
     fn tables() -> Tables {
         let regions = [Pages::of_bytes(0, 3 << 30), Pages::of_bytes(4 << 30, 1 << 40)];
-        Tables::new(MAX_VCPUS, regions.into_iter(), BIT, Some(0x10_0000))
+        Tables::new(MAX_VCPUS, regions.into_iter(), BIT, Some(0x10_0000), Level::User)
     }
 
     #[test]
@@ -255,6 +301,21 @@ mod tests {
             assert_eq!(walk(&tables, gpa), Some((gpa, true)), "{gpa:#x}");
             assert_eq!(walk(&tables, SHARED_VA + gpa), Some((gpa | BIT, true)), "{gpa:#x}");
         }
+    }
+
+    #[test]
+    fn a_real_td_runs_at_cpl_0_and_takes_an_nmi() {
+        let level = Level::Kernel { nmi: 0xffff_f100, startup: 0xffe0_0000 };
+        let tables = Tables::new(2, [Pages::of_bytes(0, 32 << 20)].into_iter(), BIT, None, level);
+        assert_eq!(walk(&tables, 0xffff_f100), Some((0xffff_f100, false)));
+        assert_eq!(walk(&tables, SHARED_VA + 0x10_0000), Some((0x10_0000 | BIT, true)));
+        let word = |at: usize| u64::from_le_bytes(tables.bytes[at..at + 8].try_into().unwrap());
+        let gate = word(IDT + 32);
+        assert_eq!(gate & 0xffff | gate >> 32 & 0xffff_0000, 0xffff_f100);
+        assert_eq!(gate >> 40 & 0xff, 0x8e, "present, DPL 0, interrupt gate");
+        let tss = word(usize::from(tss_selector(1)));
+        assert_eq!(tss >> 40 & 0xff, 0x89, "LTR takes a TSS that is not busy");
+        assert_eq!(tables.idt_limit, IDT_SIZE - 1);
     }
 
     #[test]

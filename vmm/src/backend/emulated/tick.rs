@@ -12,7 +12,7 @@ const PERIOD_NS: i64 = 50_000_000;
 
 /// The signals' timer, of the thread that made it. They end when it is dropped.
 #[derive(Debug)]
-pub(super) struct Tick {
+pub(in crate::backend) struct Tick {
     timer: libc::timer_t,
 }
 
@@ -24,7 +24,7 @@ impl Tick {
     ///
     /// # Errors
     /// The host is out of timers (RLIMIT_SIGPENDING) or refuses the handler.
-    pub(super) fn start() -> io::Result<Self> {
+    pub(in crate::backend) fn start() -> io::Result<Self> {
         let signal = install()?;
         // SAFETY: plain integers and pointers, for which zero is a value.
         let mut event: libc::sigevent = unsafe { MaybeUninit::zeroed().assume_init() };

@@ -24,27 +24,27 @@ use crate::platform::{Cpu, Platform};
 use crate::tdcall;
 
 /// Exits between two looks at the clock and at Ctrl-C, for a vCPU that exits all the time.
-const LOOK_EVERY: u64 = 256;
+pub(in crate::backend) const LOOK_EVERY: u64 = 256;
 /// How long a vCPU with nothing to do sleeps.
-const IDLE: Duration = Duration::from_micros(200);
+pub(in crate::backend) const IDLE: Duration = Duration::from_micros(200);
 
 /// What the threads of a run share.
 #[derive(Debug)]
-pub(super) struct Run<'a, M, S, P> {
+pub(in crate::backend) struct Run<'a, M, S, P, E = EmulatedError> {
     engine: Mutex<Engine<M, S>>,
     platform: &'a P,
     /// The guest's memory.
-    pub(super) ram: &'a Ram,
+    pub(in crate::backend) ram: &'a Ram,
     /// Where vCPUs wait for each other, and learn that the run is over.
-    pub(super) meeting: Rendezvous,
+    pub(in crate::backend) meeting: Rendezvous,
     deadline: Instant,
     interrupted: AtomicBool,
-    error: Mutex<Option<EmulatedError>>,
+    error: Mutex<Option<E>>,
 }
 
-impl<'a, M: Memory, S: EventSink, P> Run<'a, M, S, P> {
+impl<'a, M: Memory, S: EventSink, P, E> Run<'a, M, S, P, E> {
     /// A run of `vcpus` vCPUs on `platform` that lasts until `deadline` at most.
-    pub(super) fn new(
+    pub(in crate::backend) fn new(
         engine: Engine<M, S>,
         ram: &'a Ram,
         platform: &'a P,
@@ -62,19 +62,24 @@ impl<'a, M: Memory, S: EventSink, P> Run<'a, M, S, P> {
         }
     }
 
+    /// When it ends at the latest.
+    pub(in crate::backend) const fn deadline(&self) -> Instant {
+        self.deadline
+    }
+
     /// The engine; whoever has it serialises the calls of all vCPUs.
-    pub(super) fn engine(&self) -> MutexGuard<'_, Engine<M, S>> {
+    pub(in crate::backend) fn engine(&self) -> MutexGuard<'_, Engine<M, S>> {
         self.engine.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Ends the run because of `error`, unless another was first.
-    pub(super) fn fail(&self, error: EmulatedError) {
+    pub(in crate::backend) fn fail(&self, error: E) {
         self.error.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
         self.meeting.stop();
     }
 
     /// Ends the run because of `wake`, which is booked once.
-    fn end(&self, wake: Wake) {
+    pub(in crate::backend) fn end(&self, wake: Wake) {
         let mut engine = self.engine();
         if self.meeting.is_over() {
             return;
@@ -90,7 +95,7 @@ impl<'a, M: Memory, S: EventSink, P> Run<'a, M, S, P> {
     }
 
     /// Ends the run if it has lasted too long, or the user wants it.
-    fn look(&self) {
+    pub(in crate::backend) fn look(&self) {
         if interrupt::requested() {
             self.end(Wake::Interrupted);
         } else if Instant::now() >= self.deadline {
@@ -99,7 +104,7 @@ impl<'a, M: Memory, S: EventSink, P> Run<'a, M, S, P> {
     }
 
     /// The engine, whether the user interrupted the run, and what made it fail.
-    pub(super) fn into_parts(self) -> (Engine<M, S>, bool, Option<EmulatedError>) {
+    pub(in crate::backend) fn into_parts(self) -> (Engine<M, S>, bool, Option<E>) {
         (
             self.engine.into_inner().unwrap_or_else(PoisonError::into_inner),
             self.interrupted.into_inner(),

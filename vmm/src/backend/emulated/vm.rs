@@ -18,7 +18,7 @@ use vm_memory::{Bytes, MmapRegion, VolatileMemory};
 use super::image::Image;
 use super::memory::{self, Ram, Region, SetupError};
 use super::protected::Protected;
-use super::tables::{self, Tables};
+use super::tables::{self, Level, Tables};
 use crate::backend::guest_memfd::{self, GuestMemfd, GuestMemfdError, Slot};
 use crate::memory::{MemoryError, MemoryModel};
 
@@ -60,7 +60,7 @@ pub enum VmError {
 }
 
 /// An error of the KVM call named `call`.
-pub(super) fn failed(call: &'static str) -> impl Fn(kvm_ioctls::Error) -> VmError {
+pub(in crate::backend) fn failed(call: &'static str) -> impl Fn(kvm_ioctls::Error) -> VmError {
     move |error| VmError::Call { call, source: error.into() }
 }
 
@@ -178,14 +178,14 @@ pub(super) fn add_memory(
 
 /// A vCPU, which cannot outlive its VM: it would go on to use the memory.
 #[derive(Debug)]
-pub(super) struct VmVcpu<'a> {
+pub(in crate::backend) struct VmVcpu<'a> {
     fd: VcpuFd,
     _vm: PhantomData<&'a ()>,
 }
 
 impl<'a> VmVcpu<'a> {
     /// The vCPU `fd` of `vm`, which owns or borrows the memory of the VM.
-    pub(super) const fn new<V>(fd: VcpuFd, _vm: &'a V) -> Self {
+    pub(in crate::backend) const fn new<V>(fd: VcpuFd, _vm: &'a V) -> Self {
         Self { fd, _vm: PhantomData }
     }
 }
@@ -249,7 +249,7 @@ impl<'a> Vm<'a> {
         host.check_gpaw(gpaw)?;
         let shared_bit = mapgpa_abi::shared_bit(gpaw);
         let regions = ram.regions().iter().map(|region| region.pages);
-        let tables = Tables::new(vcpus, regions, shared_bit, image.vectors);
+        let tables = Tables::new(vcpus, regions, shared_bit, image.vectors, Level::User);
         let size = tables.bytes.len();
         let tables_memory = memory::map(size as u64)?;
         tables_memory
