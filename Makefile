@@ -3,7 +3,7 @@
 CARGO ?= cargo
 TARGET := x86_64-unknown-linux-gnu
 
-.PHONY: demo test lint bench bench-check static lab lab-test clean
+.PHONY: demo test lint bench bench-check fuzz-vmm static lab lab-test clean
 
 # Every guest against every policy, each case in a VM of its own.
 demo:
@@ -16,6 +16,7 @@ lint:
 	$(CARGO) fmt --all --check
 	cd guest-tests/images && $(CARGO) fmt --check
 	cd guest-tests/linux-init && $(CARGO) fmt --check
+	cd vmm/fuzz && $(CARGO) fmt --check
 	$(CARGO) clippy --workspace --all-targets --quiet -- -D warnings
 
 # The engine against the bare work, as ratios; fails if one is over its limit.
@@ -25,6 +26,11 @@ bench:
 # The hot paths' instruction counts against fixtures/bench/instructions.toml; holds on any machine.
 bench-check:
 	$(CARGO) bench --quiet --bench instructions
+
+# The VMM under a coverage-guided fuzzer, each target for FUZZ_SECONDS.
+FUZZ_SECONDS ?= 20
+fuzz-vmm:
+	vmm/fuzz/run $(FUZZ_SECONDS)
 
 # One file to copy to another machine.
 static:

@@ -142,7 +142,11 @@ impl Expectations {
         }
     }
 
-    fn parse(path: &str, text: &str) -> Result<Self, ExpectError> {
+    /// Those of the text of a file; `path` is what errors call it.
+    ///
+    /// # Errors
+    /// The text cannot be used.
+    pub fn parse(path: &str, text: &str) -> Result<Self, ExpectError> {
         let path = || path.to_owned();
         let file: File = toml::from_str(text)
             .map_err(|error| ExpectError::Form { path: path(), message: error.to_string() })?;

@@ -287,6 +287,14 @@ impl Policy {
         Ok(Self::of(text, spec::parse(text)?))
     }
 
+    /// Reads the TOML form; `name` is what errors call the text, and the policy if it has no name.
+    ///
+    /// # Errors
+    /// As [`Policy::parse`].
+    pub fn from_toml(name: &str, text: &str) -> Result<Self, PolicyError> {
+        Ok(toml_form::parse(name, text)?)
+    }
+
     /// Decides one request.
     #[must_use]
     pub fn decide(&self, request: &Request, context: &Context) -> Decision {

@@ -122,7 +122,8 @@ pub(super) fn read(path: &str) -> Result<Policy, TomlError> {
     parse(path, &text)
 }
 
-fn parse(path: &str, text: &str) -> Result<Policy, TomlError> {
+/// Reads the text of the policy file `path`.
+pub(super) fn parse(path: &str, text: &str) -> Result<Policy, TomlError> {
     let path = || path.to_owned();
     let file: File = toml::from_str(text)
         .map_err(|error| TomlError::Form { path: path(), message: error.to_string() })?;

@@ -155,6 +155,15 @@ pub fn can_catch_accesses() -> std::io::Result<()> {
     Userfaultfd::open().map(drop)
 }
 
+/// Checks that the ELF file `elf` can be loaded as a guest test.
+///
+/// # Errors
+/// It cannot, or there is no memory to try it in.
+pub fn check_image(elf: &[u8]) -> Result<(), ImageError> {
+    let ram = Ram::new(mapgpa_abi::layout::IMAGE_END)?;
+    image::load(elf, &ram).map(drop)
+}
+
 /// Runs `setup` with an engine made of `settings` and `sink`, until the guest ends or the time-out.
 ///
 /// # Errors
