@@ -20,7 +20,7 @@ pub fn run(data: &[u8]) {
     let Some((form, text)) = data.split_first() else { return };
     let text = String::from_utf8_lossy(text);
     let policy = if form & 1 != 0 {
-        Policy::from_toml("fuzz.toml", &text).map_err(Into::into)
+        Policy::from_toml("fuzz.toml", &text)
     } else if std::path::Path::new(&*text).extension().is_some_and(|ext| ext == "toml") {
         // The name of a file.
         return;
