@@ -130,6 +130,10 @@ fn nearest(action: &Action, kernel: Kernel) -> (Action, Option<&'static str>) {
             because("INVALID_OPERAND is the only error status that a VMM can cause");
             near.odd = Some(Say::Status(status::INVALID_OPERAND));
         }
+        Some(Say::StatusAt(..)) => {
+            because("R11 is KVM's to choose");
+            near.odd = Some(Say::Status(status::INVALID_OPERAND));
+        }
         _ => {}
     }
     if kernel == Kernel::V6_16 && (near.stall.is_some() || near.contention.is_some()) {

@@ -186,6 +186,21 @@ fn a_marked_end_is_the_guests_word_and_the_pages_are_the_truth() {
 }
 
 #[test]
+fn an_exit_ends_the_conversation_that_it_is_in() {
+    for (success, ending) in
+        [(true, Ending::Completed), (false, Ending::GaveUp(Some(GPA + 16 * K4)))]
+    {
+        let mut bench = Bench::new("chunk=64K");
+        bench.say(0, &begin(Direction::ToShared, GPA, M2));
+        bench.map(BIT | GPA, M2);
+        bench.say(0, &[header(tag::EXIT, u32::from(!success))]);
+        let closed = only(&bench);
+        assert_eq!((closed.ending, closed.marked), (ending, true));
+        assert_eq!(closed.missing, Some(Pages { first: FIRST + 16, count: 496 }));
+    }
+}
+
+#[test]
 fn what_is_open_at_the_end_never_returned() {
     let mut bench = Bench::new("chunk=64K");
     bench.say(0, &begin(Direction::ToShared, GPA, M2));

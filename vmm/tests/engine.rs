@@ -144,6 +144,8 @@ fn the_truth_of_a_reply_is_worked_out_from_the_pages() {
         ("status=0x8000000000000000", (Truth::Refusal, refused, 0, true)),
         ("status=0x8000000000000001", (Truth::Refusal, status::GPA_INUSE, 0, true)),
         ("status=0x8000000000000002", (Truth::Refusal, status::ALIGN_ERROR, 0, true)),
+        ("chunk=4K,status=0x8000000000000000,r11=next+8K", (Truth::Refusal, refused, 2 * K4, true)),
+        ("status=0x2,r11=end", (Truth::Detectable, 2, 16 * K4, true)),
         ("status=0x2", (Truth::Detectable, 2, (BIT | GPA).wrapping_neg(), true)),
     ] {
         assert_eq!(truth(policy), expected, "{policy}");

@@ -51,6 +51,22 @@ fn progress_that_r11_hides_is_none_to_the_guest() {
 }
 
 #[test]
+fn busy_accepts_are_judged_as_replies_without_progress_are() {
+    let busy = Accept { answer: Some(module::OPERAND_BUSY | 1), special: true, ..ACCEPT };
+    let other = Accept { vcpu: 1, ..busy };
+    let judged = |accepts: &[Accept]| {
+        let events: Vec<_> = accepts.iter().map(|accept| Event::Accept(*accept)).collect();
+        let judgement = judge(&events);
+        (judgement.class, judgement.violations.first().map(|violation| violation.check))
+    };
+    assert_eq!(judged(&[busy, busy, ACCEPT, busy, busy]), (Class::Legal, None));
+    assert_eq!(judged(&[busy, busy, other]), (Class::Legal, None), "each vCPU by itself");
+    assert_eq!(judged(&[busy, busy, busy]), (Class::Stalling, None));
+    assert_eq!(judged(&[busy; 16]), (Class::Stalling, None));
+    assert_eq!(judged(&[busy; 17]), (Class::Stalling, Some(Check::Unbounded)));
+}
+
+#[test]
 fn accepts_make_a_case_hostile_when_the_host_did_not_do_what_it_said() {
     let class = |accept| judge(&[Event::Accept(accept)]).class;
     let already = module::PAGE_ALREADY_ACCEPTED | 1;

@@ -236,7 +236,7 @@ fn random_stays_legal_and_hostile_random_shows_all_there_is() {
             match hostile.decide(&request(0, 1, true, 0, 512), &context).say {
                 Say::Truth => {}
                 Say::Retry(_) => retries += 1,
-                Say::Status(code) => {
+                Say::Status(code) | Say::StatusAt(code, _) => {
                     assert!(code != status::SUCCESS && code != status::RETRY);
                     statuses += 1;
                 }

@@ -80,6 +80,9 @@ pub mod module {
     pub const PAGE_ALREADY_ACCEPTED: u64 = 0x0000_0b0a_0000_0000;
     /// TDX_PAGE_SIZE_MISMATCH; the low bits carry the level.
     pub const PAGE_SIZE_MISMATCH: u64 = 0xc000_0b0b_0000_0000;
+    /// TDX_OPERAND_BUSY: another vCPU or the host has hold of what the call needs, such as the page's
+    /// secure EPT entry; the same call may succeed later.
+    pub const OPERAND_BUSY: u64 = 0x8000_0200_0000_0000;
     /// The bits that tell one status from another, without the details.
     pub const STATUS_MASK: u64 = 0xffff_ffff_0000_0000;
     /// Bit 63: the function failed.

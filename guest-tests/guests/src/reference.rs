@@ -14,6 +14,7 @@
 //! | an error or unknown status, early or late | fails, whatever R11 is |
 //! | SUCCESS without conversion | to private, the accept notices; to shared, nothing in a TD can |
 //! | accept: a smaller page is mapped | that 2 MiB by 4 KiB |
+//! | accept: the page is busy | tries again, [`STALLS`] times in a row at most |
 //! | accept: accepted before | fails, see below |
 //!
 //! Why like this:
@@ -203,7 +204,7 @@ fn accept<T: Td>(td: &mut T, start: u64, end: u64) -> Result<u64, Failure> {
             }
             module::PAGE_SIZE_MISMATCH if large => small_until = next + PAGE_SIZE_2M,
             // Another vCPU or the host holds the page's Secure EPT entry.
-            OPERAND_BUSY if busy < STALLS => busy += 1,
+            module::OPERAND_BUSY if busy + 1 < STALLS => busy += 1,
             _ => {
                 return Err(Failure { reason: Reason::Accept(regs.rax), done: next - start });
             }
@@ -211,9 +212,6 @@ fn accept<T: Td>(td: &mut T, start: u64, end: u64) -> Result<u64, Failure> {
     }
     Ok((end - start) / PAGE_SIZE)
 }
-
-/// TDX_OPERAND_BUSY of the TDX module ABI: the same call may succeed later.
-const OPERAND_BUSY: u64 = 0x8000_0200_0000_0000;
 
 #[cfg(test)]
 mod tests {
@@ -360,7 +358,7 @@ mod tests {
             module::PAGE_ALREADY_ACCEPTED,
             module::PAGE_ALREADY_ACCEPTED | 1,
             module::OPERAND_INVALID | 1,
-            OPERAND_BUSY | 1,
+            module::OPERAND_BUSY | 1,
         ] {
             let mut td = FakeTd::new(|_, _| reply::SUCCESS, move |_| rax);
             assert_eq!(run(&mut td, ToPrivate), fails(Reason::Accept(rax), 0));
@@ -376,7 +374,7 @@ mod tests {
         let mut calls = 0;
         let busy_twice = move |_| {
             calls += 1;
-            if calls <= 2 { OPERAND_BUSY } else { 0 }
+            if calls <= 2 { module::OPERAND_BUSY } else { 0 }
         };
         let mut td = FakeTd::new(|_, _| reply::SUCCESS, busy_twice);
         assert_eq!(run(&mut td, ToPrivate), Ok(512));

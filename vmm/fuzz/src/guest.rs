@@ -3,7 +3,7 @@
 //! judge and the recorder listening.
 
 use arbitrary::{Arbitrary, Result, Unstructured};
-use mapgpa::engine::{Engine, EventSink, Flow, Settings};
+use mapgpa::engine::{Engine, EventSink, Flow, FrontEnd, Settings};
 use mapgpa::judge::{Judge, Rules};
 use mapgpa::linux::machine::{Machine, Until};
 use mapgpa::memory::{Contents, Memory, MemoryError};
@@ -15,9 +15,12 @@ use mapgpa::suite::POLICIES;
 use mapgpa::tdcall::tdcall;
 use mapgpa_abi::tdcall::{Regs, leaf, level, module, sub};
 use mapgpa_abi::{Alias, Direction, PAGE_SIZE, channel, shared_bit};
+use mapgpa_kvm_model::Kernel;
 
 /// Bytes of guest memory; the rest is nowhere.
 const MEMORY: u64 = 1 << 30;
+const FRONT_ENDS: [FrontEnd; 4] =
+    [FrontEnd::Direct, FrontEnd::Direct, FrontEnd::Kvm(Kernel::V6_16), FrontEnd::Kvm(Kernel::V7_2)];
 
 /// Memory that has no contents: reads give zeroes.
 struct NoMemory;
@@ -208,6 +211,7 @@ fn guest(input: &mut Unstructured<'_>) -> Result<()> {
         gpaw: input.int_in_range(36..=52)?,
         vcpus: input.int_in_range(1..=4)?,
         timing: false,
+        front_end: *input.choose(&FRONT_ENDS)?,
     };
     let mut engine = Engine::new(settings, NoMemory, recorder);
     if bool::arbitrary(input)? {

@@ -2,7 +2,7 @@
 //! every R11, wherever it points.
 
 use mapgpa::backend::hosted::HostedMemory;
-use mapgpa::engine::{Engine, Settings};
+use mapgpa::engine::{Engine, FrontEnd, Settings};
 use mapgpa::judge::{Judge, Rules};
 use mapgpa::policy::Policy;
 use mapgpa::report::Recorder;
@@ -54,7 +54,14 @@ fn answer(policy: Policy) {
         let _ = policy.cannot_apply(&[to]);
     }
     let recorder = Recorder::new(Judge::new(Rules::default(), policy.is_special()), None);
-    let settings = Settings { policy, seed: 1, gpaw: GPAW, vcpus: 1, timing: false };
+    let settings = Settings {
+        policy,
+        seed: 1,
+        gpaw: GPAW,
+        vcpus: 1,
+        timing: false,
+        front_end: FrontEnd::Direct,
+    };
     let mut engine = Engine::new(settings, HostedMemory::default(), recorder);
     for bit in [shared_bit(GPAW), 0] {
         let (mut next, end) = (GPA | bit, (GPA | bit) + PAGES * PAGE_SIZE);

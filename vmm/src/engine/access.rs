@@ -35,6 +35,8 @@ impl<M: Memory, S: EventSink> Engine<M, S> {
         let shared = state != Some(PageState::PrivatePending)
             && self.map.find(pages, |state| state == PageState::Shared).is_some();
         let large = size == PAGE_SIZE_2M;
+        let odd = !self.vcpus[vcpu as usize].accepts.is_multiple_of(2);
+        let busy = (Some(module::OPERAND_BUSY | module::OPERAND_RCX), true);
         let (answer, special) = match (policy, state) {
             (AcceptAnswer::Exit, _) => (None, true),
             _ if shared => (None, false),
@@ -42,6 +44,8 @@ impl<M: Memory, S: EventSink> Engine<M, S> {
                 (Some(module::PAGE_SIZE_MISMATCH | level::L2M), true)
             }
             _ if by_kvm && large => (Some(module::PAGE_SIZE_MISMATCH | level::L2M), false),
+            (AcceptAnswer::Stuck, Some(PageState::PrivatePending)) => busy,
+            (AcceptAnswer::Busy, Some(PageState::PrivatePending)) if odd => busy,
             (_, Some(PageState::PrivatePending)) => (Some(module::SUCCESS), false),
             (_, Some(_)) => {
                 let code = module::PAGE_ALREADY_ACCEPTED | (rcx & 7);

@@ -186,6 +186,10 @@ impl<M: Memory, S: EventSink> Engine<M, S> {
             }
             Message::Exit { success } => {
                 self.vcpus[vcpu as usize].ended = true;
+                // In the middle of a conversation: what it says of all, it says of that one.
+                if self.vcpus[vcpu as usize].open.is_some_and(|open| open.marked) {
+                    self.close(vcpu, Some((success, 0)));
+                }
                 let flow = self.emit(&Event::Exit { vcpu, success });
                 let all = self.vcpus.iter().all(|vcpu| vcpu.ended);
                 if all || flow == Flow::Stop { Flow::Stop } else { Flow::Exit }

@@ -25,6 +25,7 @@ pub(super) fn reply(request: &Request, decision: &Decision, next: u64) -> (u64, 
         }
         Say::Status(code @ status::ALIGN_ERROR) => (code, request.raw_gpa),
         Say::Status(code) => (code, 0),
+        Say::StatusAt(code, r11) => (code, r11.value(request, next * PAGE_SIZE)),
     };
     let truth = truth(request, code, r11, next);
     let plain = match code {

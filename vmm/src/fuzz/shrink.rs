@@ -222,6 +222,9 @@ fn weight_of_action(action: &Action) -> u64 {
         Some(Say::Retry(r11)) => 20 + weight_of_r11(&r11),
         Some(Say::Success) => 20,
         Some(Say::Status(code)) => 20 + rank(&PLAIN_STATUSES, &code, 30),
+        Some(Say::StatusAt(code, r11)) => {
+            40 + rank(&PLAIN_STATUSES, &code, 30) + weight_of_r11(&r11)
+        }
     };
     amount
         + stall

@@ -6,7 +6,7 @@
 mod checks;
 mod verdict;
 
-use mapgpa_abi::tdcall::status;
+use mapgpa_abi::tdcall::{module, status};
 use mapgpa_abi::{Alias, Direction, PAGE_SIZE};
 use rangemap::{RangeMap, RangeSet};
 use std::collections::BTreeMap;
@@ -43,6 +43,8 @@ pub struct Judge {
     completed: RangeMap<u64, (u32, Direction)>,
     /// Replies in a row, by vCPU, that said RETRY at the start of the request.
     at_start: BTreeMap<u32, u64>,
+    /// Accepts in a row, by vCPU, that were answered OPERAND_BUSY.
+    busy: BTreeMap<u32, u64>,
 }
 
 impl Judge {
@@ -63,6 +65,7 @@ impl Judge {
             failed: RangeSet::new(),
             completed: RangeMap::new(),
             at_start: BTreeMap::new(),
+            busy: BTreeMap::new(),
         }
     }
 
@@ -220,6 +223,7 @@ impl Judge {
 
     fn accept(&mut self, accept: &Accept) {
         self.exercised |= accept.special;
+        self.busy(accept);
         if accept.answer.is_none() {
             let gpa = accept.pages.gpa();
             if accept.shared && !accept.lied {
@@ -235,6 +239,25 @@ impl Judge {
         } else if accept.special && accept.answer.is_some_and(mapgpa_kit::calls::already_accepted) {
             // The host kept a page that it said it had converted.
             self.class = Class::Hostile;
+        }
+    }
+
+    /// As with MapGPA: two in a row are legal, and the guest has to set a bound.
+    fn busy(&mut self, accept: &Accept) {
+        let answer = accept.answer.map(|rax| rax & module::STATUS_MASK);
+        if answer != Some(module::OPERAND_BUSY) {
+            self.busy.remove(&accept.vcpu);
+            return;
+        }
+        let busy = self.busy.entry(accept.vcpu).or_default();
+        *busy += 1;
+        let busy = *busy;
+        if busy >= 3 {
+            self.class = self.class.max(Class::Stalling);
+        }
+        if busy > self.rules.max_no_progress {
+            let detail = format!("{busy} accepts in a row of a page that is busy");
+            self.violate(Check::Unbounded, Some(accept.pages.gpa()), detail);
         }
     }
 

@@ -93,6 +93,8 @@ pub enum Say {
     Retry(R11),
     /// This status. R11 is what GHCI and KVM put there.
     Status(u64),
+    /// This status, with an R11 that has no meaning there.
+    StatusAt(u64, R11),
     /// SUCCESS, whatever was converted.
     Success,
 }
@@ -132,6 +134,10 @@ pub enum AcceptAnswer {
     Mismatch,
     /// The page is not there: the TD exits to the VMM and does not come back.
     Exit,
+    /// The host has hold of the page's secure EPT entry at every other accept: OPERAND_BUSY.
+    Busy,
+    /// It never lets go.
+    Stuck,
 }
 
 /// A seeded mix of behaviours.
@@ -206,7 +212,9 @@ impl Action {
                 return decide(nothing, Say::Truth, true);
             }
             match self.odd {
-                Some(say @ Say::Status(_)) => return decide(nothing, say, true),
+                Some(say @ (Say::Status(_) | Say::StatusAt(..))) => {
+                    return decide(nothing, say, true);
+                }
                 Some(Say::Success) => {
                     let convert = if self.amount_given { self.amount } else { nothing };
                     return decide(convert, Say::Success, true);

@@ -42,6 +42,9 @@ impl fmt::Display for Action {
         match self.odd {
             Some(Say::Retry(r11)) => items.put(format_args!("r11={r11}"))?,
             Some(Say::Status(code)) => items.put(format_args!("status={code:#x}"))?,
+            Some(Say::StatusAt(code, r11)) => {
+                items.put(format_args!("status={code:#x},r11={r11}"))?
+            }
             Some(Say::Success) => items.put(format_args!("lie=success"))?,
             Some(Say::Truth) | None => {}
         }
@@ -56,6 +59,8 @@ impl fmt::Display for Action {
             AcceptAnswer::Already => items.put(format_args!("accept=already"))?,
             AcceptAnswer::Mismatch => items.put(format_args!("accept=mismatch"))?,
             AcceptAnswer::Exit => items.put(format_args!("accept=exit"))?,
+            AcceptAnswer::Busy => items.put(format_args!("accept=busy"))?,
+            AcceptAnswer::Stuck => items.put(format_args!("accept=stuck"))?,
         }
         if items.any { Ok(()) } else { f.write_str("complete") }
     }

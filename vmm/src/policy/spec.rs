@@ -33,9 +33,9 @@ pub const SPEC_HELP: &[(&str, &str)] = &[
         "RETRY with a wrong R11: end, past-end, below, start-1, unaligned, strip-shared, flip, \
          skip, or start|next|end+-SIZE, or 0xVALUE",
     ),
-    ("status=0xCODE", "an error status instead of a conversion"),
+    ("status=0xCODE", "an error status instead of a conversion; with r11= its R11 is that"),
     ("lie=success", "says SUCCESS without a conversion"),
-    ("accept=already|mismatch|exit", "how the TDX module answers an accept"),
+    ("accept=already|mismatch|exit|busy|stuck", "how the TDX module answers an accept"),
     ("overlap=inuse", "GPA_INUSE while another vCPU converts an overlapping range"),
     ("after=N", "stall, contention, r11, status and lie begin after N replies in a conversation"),
     ("random", "a seeded mix of legal behaviour"),
@@ -92,10 +92,14 @@ impl Reader {
         };
         let group = match key {
             "complete" | "chunk" | "budget" => "chunk",
-            "r11" | "status" | "lie" => "r11",
             other => other,
         };
-        if self.seen.iter().any(|seen| seen == group) {
+        let excludes = |seen: &str| match group {
+            "lie" => ["r11", "status", "lie"].contains(&seen),
+            "r11" | "status" => seen == group || seen == "lie",
+            _ => seen == group,
+        };
+        if self.seen.iter().any(|seen| excludes(seen)) {
             let expected = format!("no second \"{key}\", nor another item of its kind");
             return Err((at, expected, item.to_owned()));
         }
@@ -140,8 +144,20 @@ impl Reader {
                     _ => return Err(fail("a probability over 0, up to 1")),
                 };
             }
-            "r11" => self.odd = Some(Say::Retry(r11(text).ok_or_else(|| fail(&r11_forms()))?)),
-            "status" => self.odd = Some(Say::Status(code(text).map_err(fail)?)),
+            "r11" => {
+                let r11 = r11(text).ok_or_else(|| fail(&r11_forms()))?;
+                self.odd = Some(match self.odd {
+                    Some(Say::Status(code)) => Say::StatusAt(code, r11),
+                    _ => Say::Retry(r11),
+                });
+            }
+            "status" => {
+                let code = code(text).map_err(fail)?;
+                self.odd = Some(match self.odd {
+                    Some(Say::Retry(r11)) => Say::StatusAt(code, r11),
+                    _ => Say::Status(code),
+                });
+            }
             "lie" if text == "success" => self.odd = Some(Say::Success),
             "lie" => return Err(fail("\"success\"")),
             "after" => {
@@ -153,7 +169,13 @@ impl Reader {
                     "already" => AcceptAnswer::Already,
                     "mismatch" => AcceptAnswer::Mismatch,
                     "exit" => AcceptAnswer::Exit,
-                    _ => return Err(fail("\"already\", \"mismatch\" or \"exit\"")),
+                    "busy" => AcceptAnswer::Busy,
+                    "stuck" => AcceptAnswer::Stuck,
+                    _ => {
+                        return Err(fail(
+                            "\"already\", \"mismatch\", \"exit\", \"busy\" or \"stuck\"",
+                        ));
+                    }
                 };
             }
             "overlap" if text == "inuse" => self.overlap = true,
@@ -300,6 +322,10 @@ mod tests {
             "status=0x8000000000000000,after=3",
             "lie=success",
             "accept=already",
+            "accept=busy",
+            "accept=stuck",
+            "status=0x8000000000000000,r11=skip",
+            "r11=skip,status=0x8000000000000000",
             "overlap=inuse",
             "contention=0.1",
             "budget=50us",
@@ -327,6 +353,8 @@ mod tests {
         assert!(error("chunk=64K,").contains("at character 11"));
         assert!(error("chunk=64K,chunk=4K").contains("no second"));
         assert!(error("r11=end,lie=success").contains("at character 9"));
+        assert!(error("lie=success,status=0x2").contains("at character 13"));
+        assert!(error("status=0x2,r11=end,status=0x3").contains("at character 20"));
         assert!(error("cost=3us").contains("budget="));
         assert!(error("chunk=64K,after=3").contains("stall="));
         assert!(error("status=0x1").contains("RETRY"));
