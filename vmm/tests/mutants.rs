@@ -279,7 +279,6 @@ const MODULE: &str =
     "a call that the TDX module refused leaves R10 as it was set, 0, which is not RETRY";
 const BOUNDED: &str = "what failed is asked again, within the bound, and then fails";
 const EARLIER: &str = "an arm before it has taken that value";
-const AGAIN: &str = "it asks for the whole range again; pages that are converted stay as they are";
 
 /// The mutants that survive: the line, what was replaced by what, and why that is right.
 const EQUIVALENT: &[(&str, &str, &str, &str)] = &[
