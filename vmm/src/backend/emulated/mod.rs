@@ -161,7 +161,7 @@ pub fn can_catch_accesses() -> std::io::Result<()> {
 /// It cannot, or there is no memory to try it in.
 pub fn check_image(elf: &[u8]) -> Result<(), ImageError> {
     let ram = Ram::new(mapgpa_abi::layout::IMAGE_END)?;
-    image::load(elf, &ram).map(drop)
+    image::load(elf, &ram, image::Tdcalls::Replaced).map(drop)
 }
 
 /// Runs `setup` with an engine made of `settings` and `sink`, until the guest ends or the time-out.
