@@ -67,7 +67,10 @@ fn one_line(text: &str) -> String {
 }
 
 fn module(modules: &mut String, name: &str, text: &str) {
-    let _ = writeln!(modules, "#[allow(warnings)]\nmod {name} {{\nuse super::prelude::*;\n{text}");
+    let _ = writeln!(
+        modules,
+        "#[allow(warnings, clippy::all)]\nmod {name} {{\nuse super::prelude::*;\n{text}"
+    );
     modules.push_str(
         "pub(super) fn convert(td: &mut AnyTd<'_>, c: &Conversion) -> Converted {\n\
              let bound = c.bound.or(Some(STALLS));\n\

@@ -109,6 +109,10 @@ impl UserSpace {
     }
 }
 
+/// Chunks of one call, 2 TiB, at which an event comes in between at the latest: all that a guest may ask
+/// for would take minutes, and no guest has so much memory.
+const CHUNKS_MAX: u64 = 1 << 20;
+
 /// What became of a chunk.
 struct Done {
     answer: Answer,
@@ -142,11 +146,13 @@ impl<M: Memory, S: EventSink> Engine<M, S> {
         };
         let stray = checked.ok().and_then(|request| self.enter(&request));
         let (mut converted, mut special) = (0, false);
+        let mut chunks = 0;
         let reply = loop {
             let done = self.chunk(kernel, vcpu, kvm.exit())?;
+            chunks += 1;
             converted += done.converted;
             special = if done.first { done.special } else { special | done.special };
-            match kvm.complete(done.answer.ret, done.answer.event) {
+            match kvm.complete(done.answer.ret, done.answer.event || chunks == CHUNKS_MAX) {
                 Step::Exit(_) => {}
                 Step::Reply(reply) => break reply,
                 // Not with the answers that a chunk gets here.
