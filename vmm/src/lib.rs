@@ -13,6 +13,7 @@ pub mod engine;
 pub mod expect;
 pub mod explain;
 pub mod express;
+pub mod firmware;
 pub mod fuzz;
 pub mod host;
 pub mod interrupt;

@@ -3,6 +3,7 @@
 use mapgpa_abi::{Alias, Direction};
 
 use crate::pagemap::{PageMap, Pages};
+use crate::patch::Patched;
 
 /// A failed host call for a range of guest memory.
 #[derive(Debug, thiserror::Error)]
@@ -85,4 +86,16 @@ pub trait Contents: Memory {
     /// # Errors
     /// A host call failed.
     fn write(&mut self, gpa: u64, alias: Alias, bytes: &[u8]) -> Result<bool, MemoryError>;
+
+    /// Replaces the TDCALLs in what the guest has written of `run` behind the private alias.
+    ///
+    /// # Errors
+    /// A host call failed.
+    fn patch(&mut self, run: Pages) -> Result<Patched, MemoryError>;
+
+    /// The first TDCALL in what the guest has written of `run` that was not replaced, by GPA.
+    ///
+    /// # Errors
+    /// A host call failed.
+    fn find_tdcall(&mut self, run: Pages) -> Result<Option<u64>, MemoryError>;
 }

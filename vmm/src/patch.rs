@@ -32,38 +32,53 @@ impl Patched {
 
 /// Replaces each TDCALL in `code`, the bytes of an executable segment from its first on.
 pub fn patch(code: &mut [u8]) -> Patched {
-    let mut patched = Patched::default();
-    let mut from = 0;
-    while let Some(at) = memchr::memmem::find(&code[from..], &INSTRUCTION) {
-        let at = from + at;
-        if is_instruction(code, at) {
-            code[at..at + TRAP.len()].copy_from_slice(&TRAP);
-            patched.sites += 1;
-            from = at + TRAP.len();
-        } else {
-            patched.lookalikes += 1;
-            from = at + 1;
-        }
+    let (sites, lookalikes) = find(code);
+    for at in &sites {
+        code[*at..at + TRAP.len()].copy_from_slice(&TRAP);
     }
-    patched
+    Patched { sites: sites.len() as u64, lookalikes }
+}
+
+/// Where in `code` TDCALLs are, and how many places only look like one.
+#[must_use]
+pub fn find(code: &[u8]) -> (Vec<usize>, u64) {
+    find_instruction(code, &INSTRUCTION, &[64])
+}
+
+/// Replaces each `old` in `code`, which is 64-bit code with some of 32 bits in it (a firmware's), by
+/// `new` of the same size.
+pub fn replace(code: &mut [u8], old: &[u8], new: &[u8]) -> Patched {
+    let (sites, lookalikes) = find_instruction(code, old, &[64, 32]);
+    for at in &sites {
+        code[*at..at + new.len()].copy_from_slice(new);
+    }
+    Patched { sites: sites.len() as u64, lookalikes }
+}
+
+/// Where in `code` the instruction `bytes` is, in code of any of `bits`, and how many places only
+/// look like it.
+fn find_instruction(code: &[u8], bytes: &[u8], bits: &[u32]) -> (Vec<usize>, u64) {
+    let (sites, others): (Vec<_>, Vec<_>) = memchr::memmem::find_iter(code, bytes)
+        .partition(|at| bits.iter().any(|bits| is_instruction(code, *at, bytes.len(), *bits)));
+    (sites, others.len() as u64)
 }
 
 /// Whether most decodings that start before `at` come upon an instruction that begins there.
-fn is_instruction(code: &[u8], at: usize) -> bool {
+fn is_instruction(code: &[u8], at: usize, size: usize, bits: u32) -> bool {
     let first = at.saturating_sub(BEFORE);
     let starts = first..=first.max(at.saturating_sub(BEFORE - VOTES + 1));
     let (mut votes, mut voters) = (0, 0);
     for start in starts {
         voters += 1;
-        votes += usize::from(comes_upon(code, start, at));
+        votes += usize::from(comes_upon(code, start, at, size, bits));
     }
     2 * votes > voters
 }
 
 /// Whether decoding from `start` comes upon an instruction that begins at `at`.
-fn comes_upon(code: &[u8], start: usize, at: usize) -> bool {
-    let end = code.len().min(at + INSTRUCTION.len());
-    let mut decoder = Decoder::new(64, &code[start..end], DecoderOptions::NONE);
+fn comes_upon(code: &[u8], start: usize, at: usize, size: usize, bits: u32) -> bool {
+    let end = code.len().min(at + size);
+    let mut decoder = Decoder::new(bits, &code[start..end], DecoderOptions::NONE);
     let mut instruction = Instruction::default();
     while start + decoder.position() < at && decoder.can_decode() {
         decoder.decode_out(&mut instruction);

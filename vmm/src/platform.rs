@@ -16,6 +16,15 @@ pub trait Cpu {
     fn write_msr(&self, index: u32, value: u64) -> bool;
 }
 
+/// A place in the guest's code that was rewritten so that the VMM does there what the code did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Hook {
+    /// `mov cr3, rax`.
+    LoadCr3,
+    /// `jmp *rax`.
+    JumpRax,
+}
+
 /// A platform. Every method may say that it knows nothing of what is asked; that is then odd, or a
 /// crash, as for a guest test.
 pub trait Platform<M, S>: Sync {
@@ -26,15 +35,53 @@ pub trait Platform<M, S>: Sync {
     }
 
     /// Takes what `vcpu` wrote to `port`; nothing if there is no device.
+    ///
+    /// # Errors
+    /// Guest memory, which a device reads or writes, could not be reached.
     fn write_port(
         &self,
         engine: &mut Engine<M, S>,
         vcpu: u32,
         port: u16,
         data: &[u8],
-    ) -> Option<Flow> {
+    ) -> Result<Option<Flow>, MemoryError> {
         let _ = (engine, vcpu, port, data);
+        Ok(None)
+    }
+
+    /// Fills `data` with what a read of the device registers at `raw_gpa` gives; false if there are none.
+    fn read_mmio(&self, raw_gpa: u64, data: &mut [u8]) -> bool {
+        let _ = (raw_gpa, data);
+        false
+    }
+
+    /// Takes what was written to device registers at `raw_gpa`; false if there are none.
+    fn write_mmio(&self, raw_gpa: u64, data: &[u8]) -> bool {
+        let _ = (raw_gpa, data);
+        false
+    }
+
+    /// The hook that a write to `port` stands for, if one does.
+    fn hook(&self, port: u16) -> Option<Hook> {
+        let _ = port;
         None
+    }
+
+    /// `vcpu` came to `hook`, RAX being `rax`, and has done what it stands for. `paged64` says that
+    /// it is in long mode with paging on.
+    ///
+    /// # Errors
+    /// Guest memory could not be reached.
+    fn hooked(
+        &self,
+        engine: &mut Engine<M, S>,
+        vcpu: u32,
+        hook: Hook,
+        rax: u64,
+        paged64: bool,
+    ) -> Result<Flow, MemoryError> {
+        let _ = (engine, vcpu, hook, rax, paged64);
+        Ok(Flow::Continue)
     }
 
     /// An access to `raw_gpa`, where no memory is; a read gives all ones. Nothing if that is fatal.
@@ -71,6 +118,11 @@ pub trait Platform<M, S>: Sync {
     ) -> Result<Option<Flow>, MemoryError> {
         let _ = (engine, vcpu, regs, cpu);
         Ok(None)
+    }
+
+    /// The guest has crashed, or run out of time: what is known of why.
+    fn post_mortem(&self, engine: &mut Engine<M, S>) {
+        let _ = engine;
     }
 
     /// `vcpu` has nothing to do for a moment.

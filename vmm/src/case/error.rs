@@ -122,6 +122,9 @@ pub enum RunError {
     /// The guest kernel refuses a module.
     #[error("--module: {0}: it is not one of this kernel's, or needs another one before it")]
     Module(String),
+    /// A firmware, or the kernel that it boots, is not as its image says.
+    #[error("--firmware: {0}: its code is not laid out as expected")]
+    Firmware(String),
     /// A kernel does not fit into memory.
     #[error(transparent)]
     Boot(BootError),

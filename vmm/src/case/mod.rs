@@ -1,6 +1,7 @@
 //! One case: a guest, a policy and their options; checked, run on a backend, and reported.
 
 mod error;
+pub mod machine;
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -394,6 +395,8 @@ impl Case {
             conversations: record.conversations,
             totals: Totals { exits, wall_ns, ..record.totals },
             kernel: None,
+            firmware: None,
+            phases: Vec::new(),
             console: None,
             host: Host::this(),
         };

@@ -11,6 +11,7 @@ use mapgpa_kvm_model::Kernel;
 
 use super::measure_args::{CompareArgs, SweepArgs};
 use crate::engine::FrontEnd;
+use crate::firmware::case::Scenario;
 use crate::linux::machine::Until;
 use crate::memory::MemoryModel;
 use crate::units;
@@ -82,12 +83,16 @@ pub(super) enum Command {
 
 #[derive(Debug, Args)]
 #[command(mut_arg("timeout", |arg| {
-    arg.default_value_if("kernel", ArgPredicate::IsPresent, "60s")
-        .help("When the guest is ended at the latest; with --kernel after 60s")
+    arg.default_value_ifs([
+        ("kernel", ArgPredicate::IsPresent, "60s"),
+        ("firmware", ArgPredicate::IsPresent, "60s"),
+    ])
+    .help("When the guest is ended at the latest; with --kernel or --firmware after 60s")
 }))]
 pub(super) struct RunArgs {
     /// A guest's name (`mapgpa list guests`), or the file of an ELF made with the guest kit
-    #[arg(required_unless_present = "kernel", conflicts_with = "kernel")]
+    #[arg(required_unless_present_any = ["kernel", "firmware"])]
+    #[arg(conflicts_with_all = ["kernel", "firmware"])]
     pub(super) guest: Option<String>,
     /// The policy: a spec string, or a file (*.toml); `mapgpa list policies` has the grammar
     #[arg(long, default_value = "complete")]
@@ -96,6 +101,8 @@ pub(super) struct RunArgs {
     pub(super) case: CaseArgs,
     #[command(flatten)]
     pub(super) linux: LinuxArgs,
+    #[command(flatten)]
+    pub(super) firmware: FirmwareArgs,
     /// Writes a line of JSON for each MapGPA call to this file
     #[arg(long, value_name = "FILE")]
     pub(super) trace: Option<PathBuf>,
@@ -132,7 +139,8 @@ pub(super) struct LinuxArgs {
     /// At the end our init kexecs, for which the kernel walks all shared memory back to private
     #[arg(long, conflicts_with = "initrd")]
     pub(super) kexec: bool,
-    /// Ends the run there, if the kernel does not end it first [default: exit; userspace with --initrd]
+    /// Ends the run there, if the guest does not end it first [default: exit; userspace with --initrd;
+    /// bds with a firmware alone]
     #[arg(long, value_enum)]
     pub(super) until: Option<UntilArg>,
     /// Shows the console as it comes, on stderr with --format json
@@ -142,6 +150,8 @@ pub(super) struct LinuxArgs {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(super) enum UntilArg {
+    /// The firmware looks for something to boot
+    Bds,
     /// User space is reached
     Userspace,
     /// The first conversion has ended, well or badly
@@ -154,19 +164,52 @@ impl LinuxArgs {
     /// Whether an option was given that means nothing without a kernel. (clap's `requires` is silent
     /// where what is required conflicts with what is there.)
     pub(super) const fn any(&self) -> bool {
+        self.any_of_kernel() || self.until.is_some() || self.console
+    }
+
+    /// The same, without those that mean something with a firmware alone.
+    pub(super) const fn any_of_kernel(&self) -> bool {
         self.initrd.is_some()
             || self.cmdline.is_some()
             || self.swiotlb.is_some()
             || !self.module.is_empty()
             || self.kexec
-            || self.until.is_some()
-            || self.console
+    }
+}
+
+/// Options of a run with a TDX firmware as the guest.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "A TDX firmware as the guest")]
+pub(super) struct FirmwareArgs {
+    /// The firmware: a TDVF image such as OVMF.inteltdx.fd, unmodified; with --kernel it boots that
+    #[arg(long, value_name = "FD")]
+    pub(super) firmware: Option<PathBuf>,
+    /// What the firmware is made to do beside; repeat it, or put commas, for several
+    #[arg(long, value_enum, value_delimiter = ',', requires = "firmware")]
+    pub(super) scenario: Vec<ScenarioArg>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum ScenarioArg {
+    /// It reads a file of 6 MiB in one DMA, so that 2 MiB leaves are converted, and back
+    LargeDma,
+    /// It boots a small program that exits boot services, and the run ends there
+    ExitBootServices,
+}
+
+impl From<ScenarioArg> for Scenario {
+    fn from(scenario: ScenarioArg) -> Self {
+        match scenario {
+            ScenarioArg::LargeDma => Self::LargeDma,
+            ScenarioArg::ExitBootServices => Self::ExitBootServices,
+        }
     }
 }
 
 impl From<UntilArg> for Until {
     fn from(until: UntilArg) -> Self {
         match until {
+            UntilArg::Bds => Self::Bds,
             UntilArg::Userspace => Self::Userspace,
             UntilArg::Conversions => Self::Conversions,
             UntilArg::Exit => Self::Exit,

@@ -5,7 +5,7 @@ use std::io::{self, Write};
 use mapgpa_guests::{GUESTS, Guest};
 
 use super::args::{DirectionArg, Format, Listed, RunArgs};
-use super::{CliError, Found, linux, output, resolve};
+use super::{CliError, Found, firmware, linux, output, resolve};
 use crate::case::{Case, GuestSource, Ran};
 use crate::engine::FrontEnd;
 use crate::explain::explain as explain_policy;
@@ -146,10 +146,11 @@ const NEEDS_KERNEL: &str = "--initrd, --cmdline, --swiotlb, --module, --kexec, -
 
 /// `mapgpa run`
 pub(super) fn run(args: &RunArgs) -> Result<Found, CliError> {
-    let ran = match (&args.guest, &args.linux.kernel) {
-        (_, Some(kernel)) => linux::run(args, kernel)?,
-        (_, None) if args.linux.any() => return Err(CliError::Conflict(NEEDS_KERNEL)),
-        (guest, None) => run_guest(args, guest.as_deref().unwrap_or_default())?,
+    let ran = match (&args.firmware.firmware, &args.linux.kernel, &args.guest) {
+        (Some(firmware), ..) => firmware::run(args, firmware)?,
+        (None, Some(kernel), _) => linux::run(args, kernel)?,
+        (None, None, _) if args.linux.any() => return Err(CliError::Conflict(NEEDS_KERNEL)),
+        (None, None, guest) => run_guest(args, guest.as_deref().unwrap_or_default())?,
     };
     report(args, ran)
 }

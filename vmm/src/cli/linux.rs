@@ -6,6 +6,7 @@ use std::path::Path;
 use super::CliError;
 use super::args::{BackendArg, Format, LinuxArgs, MemoryModelArg, RunArgs};
 use super::resolve::{self, Ground};
+use crate::case::machine::MachineRun;
 use crate::case::{Backend, Ran};
 use crate::linux::case::{LinuxCase, MEMORY, Options};
 use crate::policy::Policy;
@@ -31,36 +32,56 @@ pub(super) fn run(args: &RunArgs, kernel: &Path) -> Result<Ran, CliError> {
              page tables of a kernel, which it needs to emulate some of them",
         ));
     }
-    let LinuxArgs { initrd, cmdline, swiotlb, module, kexec, until, console, .. } = &args.linux;
-    let options = Options {
+    let options = options(args, kernel, MEMORY);
+    let (policy, stands_for) = policy(args)?;
+    // What is wrong with the image is said even where no kernel could run.
+    let mut case = LinuxCase::load(&options, policy)?;
+    set(&mut case.run, args, stands_for);
+    case.check()?;
+    case.run.gpaw = resolve::emulated(&args.case)?.gpaw;
+    case.check()?;
+    Ok(case.run(show(args))?)
+}
+
+/// The policy, and what it stands for.
+pub(super) fn policy(args: &RunArgs) -> Result<(Policy, Option<String>), CliError> {
+    let front_end = args.case.front_end.into();
+    let ground = Ground { backend: Backend::Emulated, gpaw: 0, front_end };
+    Ok(resolve::policy(Policy::parse(&args.policy)?, ground, args.case.nearest)?)
+}
+
+/// What the arguments say of the kernel in the file `kernel`, with `memory` bytes unless they say
+/// otherwise.
+pub(super) fn options(args: &RunArgs, kernel: &Path, memory: u64) -> Options {
+    let LinuxArgs { initrd, cmdline, swiotlb, module, kexec, until, .. } = &args.linux;
+    Options {
         kernel: kernel.to_owned(),
         initrd: initrd.clone(),
         cmdline: cmdline.clone().unwrap_or_default(),
         swiotlb: *swiotlb,
         modules: module.clone(),
         kexec: *kexec,
-        memory: args.case.memory.unwrap_or(MEMORY),
+        memory: args.case.memory.unwrap_or(memory),
         until: until.map(Into::into),
-    };
-    let front_end = args.case.front_end.into();
-    let policy = Policy::parse(&args.policy)?;
-    let ground = Ground { backend: Backend::Emulated, gpaw: 0, front_end };
-    let (policy, stands_for) = resolve::policy(policy, ground, args.case.nearest)?;
-    // What is wrong with the image is said even where no kernel could run.
-    let mut case = LinuxCase::load(&options, policy)?;
-    (case.front_end, case.stands_for) = (front_end, stands_for);
-    case.vcpus = args.case.vcpus;
-    case.seed = args.case.seed;
-    case.timeout = args.case.timeout;
-    case.rules = resolve::rules(&args.case);
-    case.trace.clone_from(&args.trace);
-    case.check()?;
-    case.gpaw = resolve::emulated(&args.case)?.gpaw;
-    case.check()?;
-    let show: Option<Box<dyn Write + Send>> = match (console, args.format) {
+    }
+}
+
+/// Sets what the arguments say of a run; its policy stands for another, if `stands_for` says so.
+pub(super) fn set(run: &mut MachineRun, args: &RunArgs, stands_for: Option<String>) {
+    run.front_end = args.case.front_end.into();
+    run.stands_for = stands_for;
+    run.vcpus = args.case.vcpus;
+    run.seed = args.case.seed;
+    run.timeout = args.case.timeout;
+    run.rules = resolve::rules(&args.case);
+    run.trace.clone_from(&args.trace);
+}
+
+/// Where the console is shown, if it is.
+pub(super) fn show(args: &RunArgs) -> Option<Box<dyn Write + Send>> {
+    match (args.linux.console, args.format) {
         (false, _) => None,
         (true, Format::Text) => Some(Box::new(io::stdout())),
         (true, Format::Json) => Some(Box::new(io::stderr())),
-    };
-    Ok(case.run(show)?)
+    }
 }

@@ -3,6 +3,7 @@
 mod args;
 mod commands;
 mod compare;
+mod firmware;
 mod linux;
 mod lists;
 mod measure_args;
@@ -19,6 +20,7 @@ use crate::case::{CaseError, RunError};
 use crate::compare::CompareError;
 use crate::expect::ExpectError;
 use crate::express::Inexpressible;
+use crate::firmware::case::FirmwareCaseError;
 use crate::linux::case::LinuxError;
 use crate::memory::MemoryError;
 use crate::one_line;
@@ -76,6 +78,9 @@ enum CliError {
     /// A kernel cannot be run as asked.
     #[error(transparent)]
     Linux(#[from] LinuxError),
+    /// A firmware cannot be run as asked.
+    #[error(transparent)]
+    Firmware(#[from] FirmwareCaseError),
     /// Options that do not go together.
     #[error("{0}")]
     Conflict(&'static str),
@@ -96,7 +101,7 @@ impl From<MemoryError> for CliError {
 impl CliError {
     fn exit_code(&self) -> u8 {
         match self {
-            Self::Run(RunError::Trace { .. } | RunError::Module(_)) => 2,
+            Self::Run(RunError::Trace { .. } | RunError::Module(_) | RunError::Firmware(_)) => 2,
             Self::Backend { .. } | Self::TdxInexpressible(_) | Self::Run(_) => 3,
             Self::Io(..) | Self::Compare(_) => 4,
             _ => 2,

@@ -100,6 +100,9 @@ impl<M: Memory, S: EventSink> Engine<M, S> {
         if legitimate {
             return Ok(());
         }
+        if (alias, state) == (Alias::Private, PageState::PrivatePending) {
+            self.touched_pending(page);
+        }
         let lied = self.is_lied(Pages { first: page, count: 1 });
         Err(self.emit(&Event::Touch { raw_gpa, alias, page, state, lied }))
     }

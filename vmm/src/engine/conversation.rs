@@ -181,6 +181,9 @@ impl<M: Memory, S: EventSink> Engine<M, S> {
         let missing = self.map.find(pages, is_missing);
         let pending = self.map.find(pages, |state| state == PageState::PrivatePending);
         let lied = missing.is_some() && self.are_lied(pages, is_missing);
+        if success && !shared && !open.marked {
+            self.returned.insert(pages.first..pages.end());
+        }
         let ending = if success {
             Ending::Completed
         } else {

@@ -152,6 +152,33 @@ pub enum Alarm {
     Warning,
 }
 
+/// How far a guest that is booted by firmware has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Phase {
+    /// From the reset vector on.
+    Sec,
+    /// The driver execution environment: its core is about to start.
+    Dxe,
+    /// Boot device selection.
+    Bds,
+    /// ExitBootServices has returned: memory belongs to what was booted.
+    BootServicesExited,
+}
+
+impl Phase {
+    /// Its name.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Sec => "SEC",
+            Self::Dxe => "DXE",
+            Self::Bds => "BDS",
+            Self::BootServicesExited => "after ExitBootServices",
+        }
+    }
+}
+
 /// What happened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Event<'a> {
@@ -197,6 +224,28 @@ pub enum Event<'a> {
         lied: bool,
         /// Pages of the range pending acceptance: the first, and how many.
         pending: Option<Pages>,
+    },
+    /// Pages are pending though the guest took their conversion for done and has gone on since
+    /// (unmarked conversations only).
+    Unaccepted {
+        /// The conversions' range.
+        range: Pages,
+        /// The first pending page of it, and how many there are.
+        pending: Pages,
+    },
+    /// A firmware has come to a phase.
+    Phase {
+        /// Which.
+        phase: Phase,
+        /// When: nanoseconds since the run began.
+        at_ns: u64,
+    },
+    /// RAM that is not private and accepted when boot services have been exited.
+    Left {
+        /// The pages, all in one state.
+        pages: Pages,
+        /// Their state.
+        state: PageState,
     },
     /// The guest goes on to use a range.
     Use {

@@ -9,6 +9,7 @@ mod chunks;
 mod conversation;
 mod event;
 mod guest_channel;
+mod phase;
 mod reply;
 mod request;
 
@@ -25,7 +26,8 @@ use chunks::UserSpace;
 pub use chunks::{Answer, FrontEnd};
 use conversation::Open;
 pub use event::{
-    Accept, Alarm, Call, Conversation, Ending, Event, EventSink, Malformed, Stray, Then, Truth,
+    Accept, Alarm, Call, Conversation, Ending, Event, EventSink, Malformed, Phase, Stray, Then,
+    Truth,
 };
 use guest_channel::Channel;
 use reply::reply;
@@ -110,6 +112,8 @@ pub struct Engine<M, S> {
     lied: RangeSet<u64>,
     /// Pages to private that the host never removed.
     kept: RangeSet<u64>,
+    /// Pages that were converted to private in unmarked conversations, and are to be accepted.
+    returned: RangeSet<u64>,
     /// Scratch for runs of pages, kept so that a call does not allocate.
     runs: Vec<Pages>,
 }
@@ -131,6 +135,7 @@ impl<M: Memory, S: EventSink> Engine<M, S> {
             vcpus: (0..settings.vcpus).map(|_| Vcpu::default()).collect(),
             lied: RangeSet::new(),
             kept: RangeSet::new(),
+            returned: RangeSet::new(),
             runs: Vec::new(),
             settings,
         }
@@ -162,6 +167,15 @@ impl<M: Memory, S: EventSink> Engine<M, S> {
     /// The memory cannot be set up.
     pub fn preset_shared(&mut self, pages: Pages) -> Result<(), MemoryError> {
         self.convert(pages, Direction::ToShared, u64::MAX, false).map(|_| ())
+    }
+
+    /// Puts `pages` into the state pending before the run begins: the guest has to accept them.
+    ///
+    /// # Errors
+    /// The memory cannot be set up.
+    pub fn preset_pending(&mut self, pages: Pages) -> Result<(), MemoryError> {
+        self.preset_shared(pages)?;
+        self.convert(pages, Direction::ToPrivate, u64::MAX, false).map(|_| ())
     }
 
     /// Answers MapGPA with R12 `raw_gpa` and R13 `size` on `vcpu`.

@@ -180,8 +180,9 @@ impl Fuzz {
         match target {
             Target::Test(case) => generate::generate(seed, self.class, &self.fixed, case),
             Target::Kernel(case) => {
-                case.seed = seed;
-                generate::generate_rules(seed, self.class, case.vcpus, &mut case.policy.rules);
+                let run = &mut case.run;
+                run.seed = seed;
+                generate::generate_rules(seed, self.class, run.vcpus, &mut run.policy.rules);
             }
         }
     }

@@ -67,7 +67,7 @@ impl Target {
     pub fn rules(&self) -> &[Rule] {
         match self {
             Self::Test(case) => &case.policy.rules,
-            Self::Kernel(case) => &case.policy.rules,
+            Self::Kernel(case) => &case.run.policy.rules,
         }
     }
 
@@ -75,7 +75,7 @@ impl Target {
     pub fn rules_mut(&mut self) -> &mut Vec<Rule> {
         match self {
             Self::Test(case) => &mut case.policy.rules,
-            Self::Kernel(case) => &mut case.policy.rules,
+            Self::Kernel(case) => &mut case.run.policy.rules,
         }
     }
 

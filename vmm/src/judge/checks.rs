@@ -25,6 +25,8 @@ pub enum Check {
     Protocol,
     /// `ignored-failure`
     IgnoredFailure,
+    /// `left-shared`
+    LeftShared,
     /// `crash`
     Crash,
 }
@@ -120,6 +122,14 @@ pub const CHECKS: &[CheckInfo] = &[
         sentence: "the guest goes on to use a range after its conversion failed",
         reason: "after a failure some pages are converted and some are not: the range may not be \
                  used through either alias",
+    },
+    CheckInfo {
+        check: Check::LeftShared,
+        name: "left-shared",
+        letter: 'L',
+        sentence: "firmware hands memory over at ExitBootServices that is still shared with the host",
+        reason: "what is booted takes all memory for private: it crashes on such a page, or keeps \
+                 secrets where the host reads them",
     },
     CheckInfo {
         check: Check::Crash,

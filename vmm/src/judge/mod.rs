@@ -8,19 +8,38 @@ mod verdict;
 
 use mapgpa_abi::tdcall::{module, status};
 use mapgpa_abi::{Alias, Direction, PAGE_SIZE};
-use rangemap::{RangeMap, RangeSet};
+use rangemap::RangeMap;
 use std::collections::BTreeMap;
+use std::fmt;
 
 pub use checks::{CHECKS, Check, CheckInfo};
 pub use verdict::{Class, GuestResult, Judgement, Rules, Violation};
 
 use crate::engine::{
-    Accept, Alarm, Call, Conversation, Ending, Event, Malformed, Stray, Then, Truth,
+    Accept, Alarm, Call, Conversation, Ending, Event, Malformed, Phase, Stray, Then, Truth,
 };
 use crate::pagemap::{PageState, Pages};
+use crate::units::show_size;
 
 /// Violations kept of one check, and notes kept; more are counted.
 const KEPT: usize = 16;
+
+/// A conversation that has ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Past {
+    vcpu: u32,
+    to: Direction,
+    pages: Pages,
+    /// The last call by then.
+    call: u64,
+}
+
+impl fmt::Display for Past {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let size = show_size(self.pages.count * PAGE_SIZE);
+        write!(f, "{size} at {:#x} {}, call {}", self.pages.gpa(), to_name(self.to), self.call)
+    }
+}
 
 /// A judge at work.
 #[derive(Debug)]
@@ -37,10 +56,12 @@ pub struct Judge {
     last_call: u64,
     /// The first sign that the guest gave up: call, GPA.
     gave_up: Option<(u64, Option<u64>, String)>,
-    /// Pages whose last conversion failed.
-    failed: RangeSet<u64>,
-    /// Which vCPU completed a conversion of pages last, and in which direction.
-    completed: RangeMap<u64, (u32, Direction)>,
+    /// Pages whose last conversion failed, and that conversion.
+    failed: RangeMap<u64, Past>,
+    /// The last conversion of pages that was completed.
+    completed: RangeMap<u64, Past>,
+    /// How far a firmware has come.
+    phase: Option<Phase>,
     /// Replies in a row, by vCPU, that said RETRY at the start of the request.
     at_start: BTreeMap<u32, u64>,
     /// Accepts in a row, by vCPU, that were answered OPERAND_BUSY.
@@ -62,8 +83,9 @@ impl Judge {
             dropped_notes: 0,
             last_call: 0,
             gave_up: None,
-            failed: RangeSet::new(),
+            failed: RangeMap::new(),
             completed: RangeMap::new(),
+            phase: None,
             at_start: BTreeMap::new(),
             busy: BTreeMap::new(),
         }
@@ -75,24 +97,37 @@ impl Judge {
         match event {
             Event::Call(call) => self.call(call),
             Event::Accept(accept) => self.accept(accept),
-            Event::Touch { raw_gpa, alias, page: _, state, lied } => {
-                self.touch(*raw_gpa, *alias, *state, *lied);
+            Event::Touch { raw_gpa, alias, page, state, lied } => {
+                self.touch(*raw_gpa, *alias, *page, *state, *lied);
             }
+            Event::Unaccepted { range, pending } => {
+                let detail = format!(
+                    "{} pages of {} at {:#x} are still pending acceptance, though the guest took \
+                     their conversion to private for done",
+                    pending.count,
+                    show_size(range.count * PAGE_SIZE),
+                    range.gpa()
+                );
+                self.violate(Check::AcceptMissing, Some(pending.gpa()), detail);
+            }
+            Event::Phase { phase, .. } => self.phase = Some(*phase),
+            Event::Left { pages, state } => self.left(*pages, *state),
             Event::Closed { conversation, ending, marked, missing, lied, pending, .. } => {
                 let Conversation { vcpu, pages, to, .. } = *conversation;
                 let range = pages.first..pages.end();
+                let past = Past { vcpu, to, pages, call: self.last_call };
                 self.at_start.remove(&vcpu);
                 match ending {
                     Ending::Completed => {
                         self.failed.remove(range.clone());
-                        self.completed.insert(range, (vcpu, to));
+                        self.completed.insert(range, past);
                         self.end_well(to, *marked, *missing, *lied, *pending);
                     }
                     Ending::GaveUp(at) => {
-                        self.failed.insert(range.clone());
+                        self.failed.insert(range.clone(), past);
                         // What another vCPU has converted meanwhile is there to be used.
                         for (part, by) in self.completed.overlapping(range) {
-                            if by.0 != vcpu && by.1 == to {
+                            if by.vcpu != vcpu && by.to == to {
                                 self.failed.remove(part.clone());
                             }
                         }
@@ -104,7 +139,7 @@ impl Judge {
             }
             Event::Use { pages, alias } => {
                 let mut failed = self.failed.overlapping(pages.first..pages.end());
-                if let Some(failed) = failed.next() {
+                if let Some((failed, _)) = failed.next() {
                     let gpa = failed.start.max(pages.first) * PAGE_SIZE;
                     let detail = format!(
                         "the guest uses {} pages through the {} alias after their \
@@ -261,20 +296,50 @@ impl Judge {
         }
     }
 
-    fn touch(&mut self, raw_gpa: u64, alias: Alias, state: PageState, lied: bool) {
-        let state_name = match state {
-            PageState::PrivateAccepted => "private",
-            PageState::PrivatePending => "private and pending acceptance",
-            PageState::Shared => "shared",
+    fn touch(&mut self, raw_gpa: u64, alias: Alias, page: u64, state: PageState, lied: bool) {
+        let failed = self.failed.get(&page).copied();
+        let done = self.completed.get(&page);
+        let cause = match (failed, done) {
+            (Some(past), _) => format!(" ({past}, failed)"),
+            (None, Some(past)) => format!(" ({past}, completed)"),
+            (None, None) => String::new(),
         };
-        let detail = format!("touched through the {} alias while {state_name}", name(alias));
+        let detail =
+            format!("touched through the {} alias while {}{cause}", name(alias), state_name(state));
         if lied {
             self.note(format!("{raw_gpa:#x} {detail}: the host had lied about it"));
-        } else if (alias, state) == (Alias::Private, PageState::PrivatePending) {
-            self.violate(Check::AccessBeforeAccept, Some(raw_gpa), detail);
-        } else {
-            self.violate(Check::WrongAlias, Some(raw_gpa), detail);
+            return;
         }
+        if let Some(past) = failed {
+            let detail = format!("the guest uses the page after its conversion failed ({past})");
+            self.violate(Check::IgnoredFailure, Some(raw_gpa), detail);
+        }
+        let pending = (alias, state) == (Alias::Private, PageState::PrivatePending);
+        let check = if pending { Check::AccessBeforeAccept } else { Check::WrongAlias };
+        self.violate(check, Some(raw_gpa), detail);
+    }
+
+    /// RAM that is not private and accepted when boot services have been exited.
+    fn left(&mut self, pages: Pages, state: PageState) {
+        let (first, end) = (pages.gpa(), pages.end() * PAGE_SIZE);
+        let range = pages.first..pages.end();
+        let what = format!("{} pages, {first:#x} to {end:#x}", pages.count);
+        if state == PageState::PrivatePending {
+            if self.completed.overlapping(range).next().is_none() {
+                // What was never converted is what the firmware lets the kernel accept.
+                self.note(format!("{what}, were not accepted by the firmware"));
+            }
+            return;
+        }
+        let failed = self.failed.overlapping(range).next().map(|(_, past)| *past);
+        if let Some(past) = failed {
+            let detail = format!(
+                "ExitBootServices goes on though the conversion of {what}, failed ({past})"
+            );
+            self.violate(Check::IgnoredFailure, Some(first), detail);
+        }
+        let detail = format!("{what}, are still shared with the host");
+        self.violate(Check::LeftShared, Some(first), detail);
     }
 
     fn end_well(
@@ -308,7 +373,8 @@ impl Judge {
     fn violate(&mut self, check: Check, gpa: Option<u64>, detail: String) {
         let kept = self.violations.iter().filter(|violation| violation.check == check).count();
         if kept < KEPT {
-            self.violations.push(Violation { check, call: self.last_call, gpa, detail });
+            let (call, phase) = (self.last_call, self.phase);
+            self.violations.push(Violation { check, call, gpa, detail, phase });
         } else {
             self.dropped += 1;
         }
@@ -326,7 +392,8 @@ impl Judge {
     #[must_use]
     pub fn finish(mut self) -> Judgement {
         if let Some((call, gpa, detail)) = self.gave_up.take_if(|_| self.class == Class::Legal) {
-            self.violations.push(Violation { check: Check::GaveUp, call, gpa, detail });
+            let check = Check::GaveUp;
+            self.violations.push(Violation { check, call, gpa, detail, phase: None });
         }
         for (dropped, what) in [(self.dropped, "violations"), (self.dropped_notes, "notes")] {
             if dropped > 0 {
@@ -340,6 +407,21 @@ impl Judge {
             violations: self.violations,
             notes: self.notes,
         }
+    }
+}
+
+const fn state_name(state: PageState) -> &'static str {
+    match state {
+        PageState::PrivateAccepted => "private",
+        PageState::PrivatePending => "private and pending acceptance",
+        PageState::Shared => "shared",
+    }
+}
+
+const fn to_name(to: Direction) -> &'static str {
+    match to {
+        Direction::ToShared => "to shared",
+        Direction::ToPrivate => "to private",
     }
 }
 

@@ -2,6 +2,8 @@
 
 use serde::Serialize;
 
+use crate::engine::Phase;
+
 use super::Check;
 
 /// The class of a case: what the replies that were really given ask of a guest.
@@ -47,6 +49,9 @@ pub struct Violation {
     pub gpa: Option<u64>,
     /// What happened.
     pub detail: String,
+    /// How far the firmware had come, if the guest is one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub phase: Option<Phase>,
 }
 
 fn hex_or_null<S: serde::Serializer>(gpa: &Option<u64>, serializer: S) -> Result<S::Ok, S::Error> {

@@ -1,6 +1,8 @@
 //! The ACPI tables of a kernel's machine: the least with which generic and cloud kernels from 6.1 on
 //! find their CPUs, the power-off and the PM timer. One path for all: cloud kernels read no MP table.
 
+use std::ops::Range;
+
 use acpi_tables::aml::{self, Name, Package, Path};
 use acpi_tables::fadt::{FADTBuilder, Flags};
 use acpi_tables::gas::{AccessSize, AddressSpace, GAS};
@@ -29,9 +31,26 @@ const OEM: [u8; 6] = *b"MAPGPA";
 const OEM_TABLE: [u8; 8] = *b"EMULATED";
 const LOCAL_APIC: u32 = 0xfee0_0000;
 
+/// Tables in one piece, the RSDP first.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tables {
+    /// The tables.
+    pub bytes: Vec<u8>,
+    /// Where addresses of 8 bytes are in them, each of another table.
+    pub pointers: Vec<usize>,
+    /// Checksums that addresses go into: where each is, and the bytes that it is of.
+    pub checksums: Vec<(usize, Range<usize>)>,
+}
+
 /// The tables of a machine with `vcpus` vCPUs, to be written at [`BASE`]. The RSDP comes first.
 #[must_use]
 pub fn tables(vcpus: u8) -> Vec<u8> {
+    tables_at(BASE, vcpus).bytes
+}
+
+/// The same, to be written at `base`.
+#[must_use]
+pub fn tables_at(base: u64, vcpus: u8) -> Tables {
     let (dsdt, madt) = (dsdt(), madt(vcpus));
     let mut xsdt = XSDT::new(OEM, OEM_TABLE, 1);
     let rsdp_size = align(Rsdp::len());
@@ -39,7 +58,7 @@ pub fn tables(vcpus: u8) -> Vec<u8> {
     let dsdt_at = rsdp_size + xsdt_size;
     let fadt_at = dsdt_at + align(dsdt.len());
     let madt_at = fadt_at + align(fadt::FADT::len());
-    let address = |at: usize| BASE + at as u64;
+    let address = |at: usize| base + at as u64;
     xsdt.add_entry(address(fadt_at));
     xsdt.add_entry(address(madt_at));
 
@@ -50,7 +69,18 @@ pub fn tables(vcpus: u8) -> Vec<u8> {
     put(dsdt_at, &dsdt);
     put(fadt_at, &to_bytes(&fadt(address(dsdt_at))));
     put(madt_at, &madt);
-    bytes
+    // ACPI 6.5: 5.2.5.3 (RSDP), 5.2.8 (XSDT), 5.2.9 (FADT's X_DSDT), 5.2.6 (checksums).
+    let table = |at: usize, size: usize| (at + 9, at..at + size);
+    Tables {
+        bytes,
+        pointers: vec![24, rsdp_size + 36, rsdp_size + 44, fadt_at + 140],
+        checksums: vec![
+            (8, 0..20),
+            (32, 0..Rsdp::len()),
+            table(rsdp_size, 52),
+            table(fadt_at, fadt::FADT::len()),
+        ],
+    }
 }
 
 const fn align(size: usize) -> usize {

@@ -2,28 +2,23 @@
 
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use super::boot::{self, BootError, Wanted};
 use super::devices::SERIAL_IRQ;
 use super::image::{IMAGE_MAX, Kernel, KernelError};
 use super::initramfs::{self, Module, ModuleError};
 use super::machine::{Machine, Until};
-use crate::backend::emulated::{self, EmulatedError, KernelSetup};
-use crate::case::{HIGH_START, LOW_END, Ran, RunError, trace_error};
-use crate::engine::{FrontEnd, Settings};
-use crate::judge::{Judge, Rules};
+use crate::backend::emulated::{self, EmulatedError, KernelMode, KernelSetup, MachineSetup};
+use crate::case::machine::MachineRun;
+use crate::case::{HIGH_START, LOW_END, Ran, RunError};
 use crate::patch::Patched;
 use crate::policy::Policy;
-use crate::report::{
-    Console, Host, KernelRow, RUN_SCHEMA, Record, Recorder, RunReport, Totals, Trace, Verdict,
-};
+use crate::report::KernelRow;
 use crate::units::show_size;
 
 /// Memory of a kernel unless the user says otherwise, in bytes.
 pub const MEMORY: u64 = 512 << 20;
-/// Time-out of a kernel unless the user says otherwise.
-pub const TIMEOUT: Duration = Duration::from_secs(60);
 /// The most vCPUs of a kernel: as many as have APIC ids of 8 bits, and no more than sensible.
 pub const VCPUS_MAX: usize = 64;
 /// The most memory.
@@ -111,42 +106,27 @@ pub struct Options {
     pub until: Option<Until>,
 }
 
-/// A run of a kernel that has been checked as far as that goes without running.
+/// What a kernel is booted with, read and checked.
 #[derive(Debug, Clone)]
-pub struct LinuxCase {
-    name: String,
-    kernel: Kernel,
-    patched: Patched,
-    initrd: Vec<u8>,
-    cmdline: String,
-    memory: u64,
-    until: Until,
-    /// The policy.
-    pub policy: Policy,
-    /// What stands between the kernel and the policy.
-    pub front_end: FrontEnd,
-    /// The policy that this one stands for, and why, if the user's cannot be expressed.
-    pub stands_for: Option<String>,
-    /// Seed of its draws.
-    pub seed: u64,
-    /// Guest-physical address width in bits.
-    pub gpaw: u32,
-    /// vCPUs.
-    pub vcpus: usize,
-    /// When the kernel is ended at the latest.
-    pub timeout: Duration,
-    /// The judge's limits.
-    pub rules: Rules,
-    /// Where the trace goes.
-    pub trace: Option<PathBuf>,
+pub struct Software {
+    /// The kernel, its TDCALLs replaced.
+    pub kernel: Kernel,
+    /// How many of them.
+    pub patched: Patched,
+    /// The initrd.
+    pub initrd: Vec<u8>,
+    /// The command line.
+    pub cmdline: String,
+    /// When the run ends.
+    pub until: Until,
 }
 
-impl LinuxCase {
-    /// Reads the files that `options` name; the public fields are defaults, to be set.
+impl Software {
+    /// Reads the files that `options` name.
     ///
     /// # Errors
     /// A file cannot be used.
-    pub fn load(options: &Options, policy: Policy) -> Result<Self, LinuxError> {
+    pub fn load(options: &Options) -> Result<Self, LinuxError> {
         let path = &options.kernel;
         let kernel_error = |source| LinuxError::Kernel { path: path.clone(), source };
         let bytes = read("--kernel", path, IMAGE_MAX as u64)?;
@@ -180,23 +160,42 @@ impl LinuxCase {
             cmdline += " ";
             cmdline += &options.cmdline;
         }
+        Ok(Self { kernel, patched, initrd, cmdline, until })
+    }
+
+    /// What a report says of it.
+    #[must_use]
+    pub fn row(&self, run: &MachineRun) -> KernelRow {
+        KernelRow {
+            version: self.kernel.version.clone(),
+            sites: self.patched.sites,
+            lookalikes: self.patched.lookalikes,
+            vcpus: run.vcpus,
+            memory: run.memory,
+            cmdline: self.cmdline.clone(),
+        }
+    }
+}
+
+/// A run of a kernel that has been checked as far as that goes without running.
+#[derive(Debug, Clone)]
+pub struct LinuxCase {
+    name: String,
+    software: Software,
+    /// What is asked of the run.
+    pub run: MachineRun,
+}
+
+impl LinuxCase {
+    /// Reads the files that `options` name; the public field has defaults, to be set.
+    ///
+    /// # Errors
+    /// A file cannot be used.
+    pub fn load(options: &Options, policy: Policy) -> Result<Self, LinuxError> {
         Ok(Self {
-            name: path.display().to_string(),
-            kernel,
-            patched,
-            initrd,
-            cmdline,
-            memory: options.memory,
-            until,
-            policy,
-            front_end: FrontEnd::Direct,
-            stands_for: None,
-            seed: 1,
-            gpaw: 48,
-            vcpus: 1,
-            timeout: TIMEOUT,
-            rules: Rules::default(),
-            trace: None,
+            name: options.kernel.display().to_string(),
+            software: Software::load(options)?,
+            run: MachineRun::new(policy, options.memory),
         })
     }
 
@@ -205,17 +204,18 @@ impl LinuxCase {
     /// # Errors
     /// The case cannot be run as asked.
     pub fn check(&self) -> Result<(), LinuxError> {
-        if self.memory > MEMORY_MAX {
-            return Err(LinuxError::Memory(self.memory));
+        let MachineRun { memory, vcpus, gpaw, .. } = self.run;
+        if memory > MEMORY_MAX {
+            return Err(LinuxError::Memory(memory));
         }
-        if !(1..=VCPUS_MAX).contains(&self.vcpus) {
-            return Err(LinuxError::Vcpus(self.vcpus));
+        if !(1..=VCPUS_MAX).contains(&vcpus) {
+            return Err(LinuxError::Vcpus(vcpus));
         }
-        let high = self.memory.saturating_sub(LOW_END);
+        let high = memory.saturating_sub(LOW_END);
         let top = if high > 0 { HIGH_START + high } else { HIGH_START };
         let least = 64 - (top - 1).leading_zeros() + 1;
-        if !(least..=52).contains(&self.gpaw) {
-            return Err(LinuxError::Gpaw { gpaw: self.gpaw, least });
+        if !(least..=52).contains(&gpaw) {
+            return Err(LinuxError::Gpaw { gpaw, least });
         }
         boot::plan(self.wanted())?;
         Ok(())
@@ -223,11 +223,11 @@ impl LinuxCase {
 
     fn wanted(&self) -> Wanted<'_> {
         Wanted {
-            kernel: &self.kernel,
-            initrd: &self.initrd,
-            cmdline: &self.cmdline,
-            memory: self.memory,
-            vcpus: u8::try_from(self.vcpus).unwrap_or(u8::MAX),
+            kernel: &self.software.kernel,
+            initrd: &self.software.initrd,
+            cmdline: &self.software.cmdline,
+            memory: self.run.memory,
+            vcpus: u8::try_from(self.run.vcpus).unwrap_or(u8::MAX),
         }
     }
 
@@ -237,96 +237,44 @@ impl LinuxCase {
     /// # Errors
     /// The run could not begin: this host's KVM cannot run kernels, or a host call failed.
     pub fn run(&self, show: Option<Box<dyn Write + Send>>) -> Result<Ran, RunError> {
-        let mode = emulated::kernel_mode()?;
-        if !mode.is_fit() {
-            return Err(RunError::Unfit { mode });
-        }
-        let path = self.trace.as_deref();
-        let trace_error = |source| trace_error(path.unwrap_or(Path::new("")), source);
-        let trace = path.map(Trace::create).transpose().map_err(trace_error)?;
-        let judge = Judge::new(self.rules, self.policy.is_special());
-        let recorder = Recorder::new(judge, trace)
-            .with_console(Console::new(show), self.until == Until::Conversions);
-        let settings = Settings {
-            policy: self.policy.clone(),
-            seed: self.seed,
-            gpaw: self.gpaw,
-            vcpus: self.vcpus,
-            timing: true,
-            front_end: self.front_end,
-        };
+        let mode = fit_mode()?;
+        let until = self.software.until;
+        let recorder = self.run.recorder(show, until == Until::Conversions)?;
         let (machine, interrupt) =
-            Machine::new(self.until, self.memory).map_err(EmulatedError::Interrupt)?;
+            Machine::new(until, self.run.memory).map_err(EmulatedError::Interrupt)?;
         let boot = boot::plan(self.wanted()).map_err(RunError::Boot)?;
         let setup = KernelSetup {
-            kernel: &self.kernel,
+            kernel: &self.software.kernel,
             boot: &boot,
-            memory: self.memory,
-            interrupts: &[(SERIAL_IRQ, &interrupt)],
-            xsave: mode.xsave,
-            timeout: self.timeout,
+            machine: MachineSetup {
+                memory: self.run.memory,
+                interrupts: &[(SERIAL_IRQ, &interrupt)],
+                xsave: mode.xsave,
+                timeout: self.run.timeout,
+            },
         };
         let started = Instant::now();
-        let mut end = emulated::run_kernel(&setup, &machine, settings, recorder)?;
+        let mut end = emulated::run_kernel(&setup, &machine, self.run.settings(), recorder)?;
         let wall = started.elapsed();
         if let Some(line) = machine.last_line() {
             end.sink.console_line(&line);
         }
+        let interrupted = end.interrupted;
         let unfit = machine.unfit_module().map(RunError::Module);
-        let error = end.error.map(RunError::from).or(unfit);
-        let could_run = error.is_none() && !end.interrupted;
-        let record = end.sink.finish().map_err(trace_error)?;
-        let report = self.report(record, could_run, end.exits, end.checks_off, wall);
-        Ok(Ran { report, interrupted: end.interrupted, error, data: Vec::new() })
-    }
-
-    fn report(
-        &self,
-        record: Record,
-        could_run: bool,
-        exits: u64,
-        checks_off: &[&'static str],
-        wall: Duration,
-    ) -> RunReport {
-        let Record { judgement, conversations, totals, console, .. } = record;
-        let wall_ns = u64::try_from(wall.as_nanos()).unwrap_or(u64::MAX);
-        RunReport {
-            schema: RUN_SCHEMA,
-            guest: self.name.clone(),
-            policy: self.policy.name.clone(),
-            class: judgement.class,
-            backend: "emulated",
-            front_end: self.front_end.name(),
-            memory_model: "alias",
-            gpaw: self.gpaw,
-            seed: self.seed,
-            direction: "any",
-            range: conversations.iter().map(|row| row.size).sum(),
-            // The kernel's own timing decides when it asks.
-            reproducible: self.policy.is_reproducible() && self.vcpus == 1,
-            verdict: Verdict::of(&judgement, could_run),
-            guest_result: judgement.result,
-            violations: judgement.violations,
-            notes: self.stands_for.iter().cloned().chain(judgement.notes).collect(),
-            checks_off: checks_off.to_vec(),
-            conversations,
-            totals: Totals { exits, wall_ns, ..totals },
-            kernel: Some(KernelRow {
-                version: self.kernel.version.clone(),
-                sites: self.patched.sites,
-                lookalikes: self.patched.lookalikes,
-                vcpus: self.vcpus,
-                memory: self.memory,
-                cmdline: self.cmdline.clone(),
-            }),
-            console,
-            host: Host::this(),
-        }
+        let row = self.software.row(&self.run);
+        let (report, error) = self.run.report(&self.name, Some(row), end, unfit, wall)?;
+        Ok(Ran { report, interrupted, error, data: Vec::new() })
     }
 }
 
+/// What this host's KVM does with kernel mode, if it is fit for kernels and firmware.
+pub(crate) fn fit_mode() -> Result<KernelMode, RunError> {
+    let mode = emulated::kernel_mode()?;
+    if mode.is_fit() { Ok(mode) } else { Err(RunError::Unfit { mode }) }
+}
+
 /// The bytes of a file of at most `most` bytes.
-fn read(option: &'static str, path: &Path, most: u64) -> Result<Vec<u8>, LinuxError> {
+pub(crate) fn read(option: &'static str, path: &Path, most: u64) -> Result<Vec<u8>, LinuxError> {
     use io::Read;
     let error = |source| LinuxError::Read { option, path: path.to_owned(), source };
     let file = std::fs::File::open(path).map_err(error)?;

@@ -2,6 +2,7 @@
 //! the words of our own init. Everything that depends on a phrase of Linux is in this file.
 
 use crate::engine::Alarm;
+use crate::firmware;
 
 /// What one line means for the run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -12,6 +13,8 @@ pub enum Said<'a> {
     Alarm(Alarm),
     /// The kernel panicked; why.
     Panic(&'a str),
+    /// A firmware looks for something to boot.
+    Bds,
     /// User space was reached.
     Userspace,
     /// Our init walks all shared memory back by a kexec, and then resets the machine.
@@ -73,7 +76,7 @@ pub fn read(line: &str) -> Said<'_> {
     if text.starts_with("Run ") && text.ends_with(" as init process") {
         return Said::Userspace;
     }
-    Said::Nothing
+    firmware::console::read(text)
 }
 
 fn read_init(said: &str) -> Said<'_> {

@@ -4,6 +4,7 @@
 use std::io;
 use std::time::Instant;
 
+use mapgpa_abi::layout::HOLE_START;
 use vm_superio::Trigger;
 use vm_superio::serial::{NoEvents, Serial};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
@@ -61,28 +62,31 @@ impl Trigger for Interrupt {
 pub struct Devices {
     serial: Serial<Interrupt, NoEvents, Vec<u8>>,
     cmos_index: u8,
+    /// Bytes of memory, which the CMOS tells of.
+    memory: u64,
     /// The PM1 enable register, which reads as it was written. No event ever happens.
     pm1_enable: [u8; 2],
     started: Instant,
 }
 
 impl Devices {
-    /// Devices just switched on, and the eventfd that is to raise [`SERIAL_IRQ`].
+    /// Devices of a machine with `memory` bytes just switched on, and the eventfd that is to raise [`SERIAL_IRQ`].
     ///
     /// # Errors
     /// The host is out of file descriptors.
-    pub fn new() -> io::Result<(Self, EventFd)> {
+    pub fn new(memory: u64) -> io::Result<(Self, EventFd)> {
         let event = EventFd::new(EFD_NONBLOCK)?;
         let interrupt = Interrupt(event.try_clone()?);
         let serial = Serial::new(interrupt, Vec::new());
-        Ok((Self { serial, cmos_index: 0, pm1_enable: [0; 2], started: Instant::now() }, event))
+        let started = Instant::now();
+        Ok((Self { serial, cmos_index: 0, memory, pm1_enable: [0; 2], started }, event))
     }
 
     /// Fills `data` with what a read of `port` gives; all ones where no device is.
     pub fn read(&mut self, port: u16, data: &mut [u8]) {
         let value = match port {
             _ if port.wrapping_sub(SERIAL) < 8 => u32::from(self.serial.read(offset(port, SERIAL))),
-            _ if port == CMOS.1 => cmos(self.cmos_index).into(),
+            _ if port == CMOS.1 => cmos(self.cmos_index, self.memory).into(),
             // Ready for a command. Its output always looks full, so that Linux finds no keyboard.
             KEYBOARD => 0xfd,
             // Gate and output of the PIT's channel 2, as after its time is up.
@@ -149,9 +153,16 @@ const fn offset(port: u16, base: u16) -> u8 {
     (port - base) as u8
 }
 
-/// A register of the clock: midnight of 1 January 2026, standing still, so that runs are alike.
-const fn cmos(index: u8) -> u8 {
+/// A register of the clock: midnight of 1 January 2026, standing still, so that runs are alike. The
+/// memory between 16 MiB and 4 GiB is in two further ones, as QEMU and OVMF have it
+/// (OvmfPkg/Library/PlatformInitLib/MemDetect.c).
+#[expect(clippy::cast_possible_truncation, reason = "a byte of each")]
+const fn cmos(index: u8, memory: u64) -> u8 {
+    let low = if memory < HOLE_START { memory } else { HOLE_START };
+    let above = low.saturating_sub(16 << 20) >> 16;
     match index {
+        0x34 => above as u8,
+        0x35 => (above >> 8) as u8,
         // Day of the week, day, month; year of the century, century. All in BCD.
         6 => 0x05,
         7 | 8 => 0x01,
@@ -170,7 +181,7 @@ mod tests {
     use super::*;
 
     fn devices() -> Devices {
-        Devices::new().expect("an eventfd").0
+        Devices::new(64 << 20).expect("an eventfd").0
     }
 
     #[test]
@@ -196,6 +207,18 @@ mod tests {
         assert_eq!(devices.write(PM1_CONTROL, &[0, 0x34]), Effect::PowerOff);
         assert_eq!(devices.write(PM1_CONTROL, &[1, 0]), Effect::None);
         assert_eq!(devices.write(PM1_CONTROL, &[]), Effect::None);
+    }
+
+    #[test]
+    fn the_cmos_tells_how_much_memory_there_is() {
+        let mut devices = Devices::new(512 << 20).expect("an eventfd").0;
+        let mut register = |index| {
+            devices.write(CMOS.0, &[index]);
+            let mut data = [0];
+            devices.read(CMOS.1, &mut data);
+            u64::from(data[0])
+        };
+        assert_eq!((register(0x34) | register(0x35) << 8) << 16, (512 - 16) << 20);
     }
 
     #[test]

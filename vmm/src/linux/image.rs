@@ -63,6 +63,12 @@ pub enum KernelError {
     /// A bzImage from before 2008, without the place of its payload.
     #[error("a bzImage of boot protocol {:#x}: expected 0x208 or later (Linux 2.6.26)", .0)]
     OldProtocol(u16),
+    /// Firmware cannot boot it.
+    #[error("no bzImage with an EFI stub (CONFIG_EFI_STUB), which --firmware needs")]
+    NoEfiStub,
+    /// Its boot code is not as expected.
+    #[error("its boot code has no `jmp *%rax`, by which the kernel in its payload is reached")]
+    NoJump,
     /// It cannot be a TDX guest.
     #[error("no TDCALL site: built without CONFIG_INTEL_TDX_GUEST")]
     NoSites,
@@ -205,7 +211,7 @@ fn is_elf(bytes: &[u8]) -> bool {
 }
 
 /// Where the payload of a bzImage is; nothing if it is none (Documentation/arch/x86/boot.rst).
-fn bzimage_payload(bytes: &[u8]) -> Result<Option<Range<usize>>, KernelError> {
+pub(crate) fn bzimage_payload(bytes: &[u8]) -> Result<Option<Range<usize>>, KernelError> {
     let u16_at = |at: usize| {
         bytes.get(at..at + 2).map_or(0, |bytes| u16::from_le_bytes([bytes[0], bytes[1]]))
     };

@@ -1,5 +1,6 @@
 //! The machine of a kernel: its devices, what its console tells of the run, and how the run ends.
-//! TDCALLs beside MapGPA and accept are in [`super::module`].
+//! TDCALLs beside MapGPA and accept are in [`super::module`]. The machine of a firmware is this one
+//! with more devices ([`crate::firmware::machine`]).
 
 use std::collections::BTreeMap;
 use std::io;
@@ -12,7 +13,8 @@ use vmm_sys_util::eventfd::EventFd;
 use super::console::{self, Said};
 use super::devices::{Devices, Effect};
 use super::module;
-use crate::engine::{Alarm, Engine, Event, EventSink, Flow};
+use crate::engine::{Alarm, Engine, Event, EventSink, Flow, Phase};
+use crate::firmware;
 use crate::memory::{Contents, MemoryError};
 use crate::pagemap::{PageState, Pages};
 use crate::platform::{Cpu, Platform};
@@ -20,6 +22,8 @@ use crate::platform::{Cpu, Platform};
 /// When a run with a kernel ends by itself, if the kernel does not end it first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Until {
+    /// The firmware looks for something to boot.
+    Bds,
     /// User space is reached.
     Userspace,
     /// The kernel's first conversion has ended; the recorder sees to that.
@@ -46,6 +50,7 @@ struct Inner {
     panicked: bool,
     step_failed: bool,
     kexec: bool,
+    bds: bool,
     nowhere_told: bool,
     unfit: Option<String>,
 }
@@ -56,7 +61,7 @@ impl Machine {
     /// # Errors
     /// The host is out of file descriptors.
     pub fn new(until: Until, memory: u64) -> io::Result<(Self, EventFd)> {
-        let (devices, interrupt) = Devices::new()?;
+        let (devices, interrupt) = Devices::new(memory)?;
         let inner = Inner {
             devices,
             fields: BTreeMap::new(),
@@ -64,6 +69,7 @@ impl Machine {
             panicked: false,
             step_failed: false,
             kexec: false,
+            bds: false,
             nowhere_told: false,
             unfit: None,
         };
@@ -85,12 +91,12 @@ impl Machine {
     }
 
     /// Fills `data` with what `port` reads as.
-    pub(super) fn read(&self, port: u16, data: &mut [u8]) {
+    pub(crate) fn read(&self, port: u16, data: &mut [u8]) {
         self.inner().devices.read(port, data);
     }
 
     /// Takes what `vcpu` wrote to `port`.
-    pub(super) fn write<M: Contents, S: EventSink>(
+    pub(crate) fn write<M: Contents, S: EventSink>(
         &self,
         engine: &mut Engine<M, S>,
         vcpu: u32,
@@ -121,6 +127,7 @@ impl Machine {
         line: &str,
     ) -> Flow {
         engine.moved_on(vcpu);
+        let line = &*firmware::console::plain(line);
         let said = console::read(line);
         let alarm = if let Said::Alarm(alarm) = said { Some(alarm) } else { None };
         let mut flow = engine.emit(&Event::Console { vcpu, text: line, alarm });
@@ -138,17 +145,41 @@ impl Machine {
                 flow = Flow::Stop;
             }
             Said::Kexec => inner.kexec = true,
+            Said::Bds => {
+                if !inner.bds {
+                    inner.bds = true;
+                    flow = engine.phase(Phase::Bds, self.ram());
+                }
+                if self.until == Until::Bds {
+                    flow = self.finish(engine, vcpu);
+                }
+            }
             Said::Userspace => {
                 inner.userspace = true;
                 if self.until == Until::Userspace {
-                    engine.emit(&Event::Exit { vcpu, success: true });
-                    flow = Flow::Stop;
+                    flow = self.finish(engine, vcpu);
                 }
             }
             Said::Alarm(Alarm::GaveUp) if flow != Flow::Stop => flow = engine.gave_up(vcpu),
             Said::Alarm(_) | Said::Done | Said::Nothing => {}
         }
         flow
+    }
+
+    /// The guest has come as far as it was to.
+    pub(crate) fn finish<M: Contents, S: EventSink>(
+        &self,
+        engine: &mut Engine<M, S>,
+        vcpu: u32,
+    ) -> Flow {
+        engine.check_accepts();
+        engine.emit(&Event::Exit { vcpu, success: true });
+        Flow::Stop
+    }
+
+    /// Its RAM, with the hole.
+    pub(crate) const fn ram(&self) -> Pages {
+        Pages::of_bytes(0, mapgpa_abi::layout::end_of_ram(self.memory))
     }
 
     /// The kernel has ended the run.
@@ -160,9 +191,9 @@ impl Machine {
         how: &str,
     ) -> Flow {
         engine.moved_on(vcpu);
+        engine.check_accepts();
         if inner.kexec {
-            let all = Pages::of_bytes(0, mapgpa_abi::layout::end_of_ram(self.memory));
-            let shared = engine.map().find(all, |state| state == PageState::Shared);
+            let shared = engine.map().find(self.ram(), |state| state == PageState::Shared);
             if let Some(shared) = shared {
                 let (count, gpa) = (shared.count, shared.first * PAGE_SIZE);
                 engine.odd(&format!(
@@ -204,8 +235,8 @@ impl<M: Contents, S: EventSink> Platform<M, S> for Machine {
         vcpu: u32,
         port: u16,
         data: &[u8],
-    ) -> Option<Flow> {
-        Some(self.write(engine, vcpu, port, data))
+    ) -> Result<Option<Flow>, MemoryError> {
+        Ok(Some(self.write(engine, vcpu, port, data)))
     }
 
     fn nowhere(&self, engine: &mut Engine<M, S>, vcpu: u32, raw_gpa: u64) -> Option<Flow> {

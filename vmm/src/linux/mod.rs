@@ -15,4 +15,4 @@ pub mod devices;
 pub mod image;
 pub mod initramfs;
 pub mod machine;
-mod module;
+pub(crate) mod module;

@@ -34,7 +34,7 @@ const VECTORS: std::ops::RangeInclusive<u64> = 32..=255;
 ///
 /// # Errors
 /// Guest memory could not be reached.
-pub(super) fn leaf<M: Contents, S: EventSink>(
+pub(crate) fn leaf<M: Contents, S: EventSink>(
     machine: &Machine,
     engine: &mut Engine<M, S>,
     regs: &mut Regs,
@@ -92,7 +92,7 @@ fn private<M: Contents, S: EventSink>(engine: &mut Engine<M, S>, gpa: u64) -> Re
     }
 }
 
-/// Answers a TDVMCALL.
+/// Answers a TDVMCALL; ports and device registers are `platform`'s.
 ///
 /// # Errors
 /// Guest memory could not be reached.
@@ -100,8 +100,8 @@ fn private<M: Contents, S: EventSink>(engine: &mut Engine<M, S>, gpa: u64) -> Re
     clippy::cast_possible_truncation,
     reason = "registers of 32 bits and less, as GHCI has it"
 )]
-pub(super) fn vmcall<M: Contents, S: EventSink>(
-    machine: &Machine,
+pub(crate) fn vmcall<M: Contents, S: EventSink>(
+    platform: &impl Platform<M, S>,
     engine: &mut Engine<M, S>,
     vcpu: u32,
     regs: &mut Regs,
@@ -116,7 +116,7 @@ pub(super) fn vmcall<M: Contents, S: EventSink>(
             (regs.r12, regs.r13) = (eax.into(), ebx.into());
             (regs.r14, regs.r15) = (ecx.into(), edx.into());
         }
-        sub::IO => (value, flow) = io(machine, engine, vcpu, regs),
+        sub::IO => (value, flow) = io(platform, engine, vcpu, regs)?,
         sub::RDMSR => match cpu.read_msr(regs.r12 as u32) {
             Some(msr) => value = msr,
             None => code = status::INVALID_OPERAND,
@@ -126,10 +126,7 @@ pub(super) fn vmcall<M: Contents, S: EventSink>(
                 code = status::INVALID_OPERAND;
             }
         }
-        sub::REQUEST_MMIO => {
-            value = ones(regs.r12);
-            flow = machine.nowhere(engine, vcpu, regs.r14).unwrap_or(Flow::Continue);
-        }
+        sub::REQUEST_MMIO => (value, flow) = mmio(platform, engine, vcpu, regs),
         sub::GET_TDVMCALL_INFO => (regs.r12, regs.r13, regs.r14) = (0, 0, 0),
         sub::GET_QUOTE => code = get_quote(engine, regs.r12, regs.r13)?,
         sub::SETUP_EVENT_NOTIFY if VECTORS.contains(&regs.r12) => {}
@@ -155,19 +152,48 @@ pub(super) fn vmcall<M: Contents, S: EventSink>(
 /// Instruction.IO: what was read, or 0.
 #[expect(clippy::cast_possible_truncation, reason = "ports have 16 bits")]
 fn io<M: Contents, S: EventSink>(
-    machine: &Machine,
+    platform: &impl Platform<M, S>,
     engine: &mut Engine<M, S>,
     vcpu: u32,
     regs: &Regs,
-) -> (u64, Flow) {
+) -> Result<(u64, Flow), MemoryError> {
     let port = regs.r14 as u16;
     let size = regs.r12.clamp(1, 4) as usize;
     if regs.r13 == 0 {
         let mut data = [0; 8];
-        machine.read(port, &mut data[..size]);
-        return (u64::from_le_bytes(data), Flow::Continue);
+        if !platform.read_port(port, &mut data[..size]) {
+            return Ok((ones(regs.r12), Flow::Continue));
+        }
+        return Ok((u64::from_le_bytes(data), Flow::Continue));
     }
-    (0, machine.write(engine, vcpu, port, &regs.r15.to_le_bytes()[..size]))
+    let data = regs.r15.to_le_bytes();
+    let flow = platform.write_port(engine, vcpu, port, &data[..size])?;
+    Ok((0, flow.unwrap_or(Flow::Continue)))
+}
+
+/// #VE.RequestMMIO: what was read, or 0; all ones where no device is.
+fn mmio<M: Contents, S: EventSink>(
+    platform: &impl Platform<M, S>,
+    engine: &mut Engine<M, S>,
+    vcpu: u32,
+    regs: &Regs,
+) -> (u64, Flow) {
+    let size = usize::try_from(regs.r12.clamp(1, 8)).unwrap_or(8);
+    let (write, gpa) = (regs.r13 != 0, regs.r14);
+    let mut data = if write { regs.r15.to_le_bytes() } else { [0; 8] };
+    let there = if write {
+        platform.write_mmio(gpa, &data[..size])
+    } else {
+        platform.read_mmio(gpa, &mut data[..size])
+    };
+    match (there, write) {
+        (true, true) => (0, Flow::Continue),
+        (true, false) => (u64::from_le_bytes(data), Flow::Continue),
+        (false, _) => {
+            let flow = platform.nowhere(engine, vcpu, gpa).unwrap_or(Flow::Continue);
+            (if write { 0 } else { ones(regs.r12) }, flow)
+        }
+    }
 }
 
 /// All ones in `size` bytes.

@@ -16,6 +16,7 @@ mod trace;
 pub use console::Console;
 pub use record::{Record, Recorder};
 pub use run::{
-    ConversationRow, Host, KernelRow, Outcome, RunReport, SCHEMA as RUN_SCHEMA, Totals, Verdict,
+    ConversationRow, FirmwareRow, Host, KernelRow, Outcome, PhaseRow, RunReport,
+    SCHEMA as RUN_SCHEMA, Totals, Verdict,
 };
 pub use trace::Trace;

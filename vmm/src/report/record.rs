@@ -3,7 +3,7 @@
 use mapgpa_abi::Direction;
 use mapgpa_abi::tdcall::{module, status};
 
-use super::{Console, ConversationRow, Totals, Trace};
+use super::{Console, ConversationRow, PhaseRow, Totals, Trace};
 use crate::engine::{Accept, Call, Event, EventSink, Then};
 use crate::judge::{Judge, Judgement};
 
@@ -26,6 +26,8 @@ pub struct Record {
     pub data: Vec<u64>,
     /// A kernel's console, if it had one.
     pub console: Option<String>,
+    /// When a firmware came to each phase.
+    pub phases: Vec<PhaseRow>,
 }
 
 /// A recorder at work.
@@ -38,6 +40,7 @@ pub struct Recorder {
     totals: Totals,
     data: Vec<u64>,
     console: Option<Console>,
+    phases: Vec<PhaseRow>,
     until_conversion: bool,
 }
 
@@ -64,6 +67,7 @@ impl Recorder {
             },
             data: Vec::new(),
             console: None,
+            phases: Vec::new(),
             until_conversion: false,
         }
     }
@@ -102,6 +106,7 @@ impl Recorder {
             totals: self.totals,
             data: self.data,
             console: self.console.map(Console::into_text),
+            phases: self.phases,
         })
     }
 
@@ -136,6 +141,9 @@ impl EventSink for Recorder {
                 } else {
                     self.rows_dropped += 1;
                 }
+            }
+            Event::Phase { phase, at_ns } => {
+                self.phases.push(PhaseRow { phase: *phase, t_ns: *at_ns });
             }
             Event::Data { values } if self.data.len() < DATA_KEPT => {
                 self.data.extend_from_slice(values);

@@ -3,7 +3,7 @@
 use mapgpa_abi::Direction;
 use serde::Serialize;
 
-use crate::engine::{Conversation, Ending};
+use crate::engine::{Conversation, Ending, Phase};
 use crate::judge::{Class, GuestResult, Judgement, Violation};
 
 /// The version of the run object.
@@ -143,6 +143,34 @@ pub struct KernelRow {
     pub cmdline: String,
 }
 
+/// The firmware of a run, where there is one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct FirmwareRow {
+    /// Bytes of its image.
+    pub size: usize,
+    /// TDCALLs replaced in the volume that runs in place.
+    pub sec_sites: u64,
+    /// TDCALLs in its compressed volume.
+    pub packed_sites: u64,
+    /// TDCALLs replaced in memory: those of the compressed volume, copies of them, a kernel's.
+    pub memory_sites: u64,
+    /// Loads of CR3 that were made hooks.
+    pub hooks: u64,
+    /// Bytes of memory.
+    pub memory: u64,
+    /// What it was made to do beside booting.
+    pub scenarios: Vec<&'static str>,
+}
+
+/// When a firmware came to a phase.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct PhaseRow {
+    /// The phase.
+    pub phase: Phase,
+    /// Nanoseconds since the run began.
+    pub t_ns: u64,
+}
+
 /// The versions behind a run.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Host {
@@ -207,6 +235,12 @@ pub struct RunReport {
     /// The kernel, where the guest is one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub kernel: Option<KernelRow>,
+    /// The firmware, where the guest is one, or is booted by one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub firmware: Option<FirmwareRow>,
+    /// When the firmware came to each phase.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub phases: Vec<PhaseRow>,
     /// Its console: the beginning and the end.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub console: Option<String>,

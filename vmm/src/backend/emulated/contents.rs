@@ -7,6 +7,7 @@ use super::alias::AliasMemory;
 use super::memory::{HOST_PAGE, Region, memory_error};
 use crate::memory::{Contents, MemoryError};
 use crate::pagemap::Pages;
+use crate::patch::Patched;
 
 impl AliasMemory<'_> {
     /// Where the VMM reaches `size` bytes behind `alias` at `gpa`, with every page of it present:
@@ -49,5 +50,13 @@ impl Contents for AliasMemory<'_> {
         let Some(slice) = self.reach(gpa, alias, bytes.len())? else { return Ok(false) };
         slice.copy_from(bytes);
         Ok(true)
+    }
+
+    fn patch(&mut self, run: Pages) -> Result<Patched, MemoryError> {
+        self.patch_present(run)
+    }
+
+    fn find_tdcall(&mut self, run: Pages) -> Result<Option<u64>, MemoryError> {
+        self.first_tdcall(run)
     }
 }

@@ -8,13 +8,16 @@ mod alias;
 pub(in crate::backend) mod boot;
 mod contents;
 mod fault;
+mod firmware;
 pub mod floor;
 pub(in crate::backend) mod image;
 mod kernel;
 mod kernel_mode;
 pub(in crate::backend) mod memory;
 mod model;
+mod pc;
 mod protected;
+mod scan;
 mod stash;
 pub(in crate::backend) mod tables;
 pub(in crate::backend) mod tick;
@@ -27,10 +30,12 @@ use std::time::Instant;
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
+pub use firmware::{FirmwareSetup, run_firmware};
 pub use image::ImageError;
 pub use kernel::{KernelSetup, run_kernel};
 pub use kernel_mode::{KernelMode, kernel_mode};
 pub use memory::SetupError;
+pub use pc::MachineSetup;
 pub use vm::VmError;
 
 use crate::backend::{End, Setup};

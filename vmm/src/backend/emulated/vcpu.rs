@@ -20,13 +20,16 @@ use crate::backend::{Rendezvous, Wake};
 use crate::engine::{Engine, Event, EventSink, Flow};
 use crate::interrupt;
 use crate::memory::Memory;
-use crate::platform::{Cpu, Platform};
+use crate::platform::{Cpu, Hook, Platform};
 use crate::tdcall;
 
 /// Exits between two looks at the clock and at Ctrl-C, for a vCPU that exits all the time.
 pub(in crate::backend) const LOOK_EVERY: u64 = 256;
 /// How long a vCPU with nothing to do sleeps.
 pub(in crate::backend) const IDLE: Duration = Duration::from_micros(200);
+
+/// EFER.LMA: long mode is active, and so is paging (Intel SDM 3A, 2.2.1).
+const EFER_LMA: u64 = 1 << 10;
 
 /// What the threads of a run share.
 #[derive(Debug)]
@@ -98,9 +101,14 @@ impl<'a, M: Memory, S: EventSink, P, E> Run<'a, M, S, P, E> {
     pub(in crate::backend) fn look(&self) {
         if interrupt::requested() {
             self.end(Wake::Interrupted);
-        } else if Instant::now() >= self.deadline {
+        } else if self.is_late() {
             self.end(Wake::Timeout);
         }
+    }
+
+    /// Whether the run has lasted too long.
+    fn is_late(&self) -> bool {
+        Instant::now() >= self.deadline
     }
 
     /// The engine, whether the user interrupted the run, and what made it fail.
@@ -167,7 +175,7 @@ impl<M: Memory, S: EventSink, P: Platform<M, S>> Vcpu<'_, '_, M, S, P> {
             let exit = self.enter()?;
             self.exits += 1;
             if self.exits.is_multiple_of(LOOK_EVERY) {
-                self.run.look();
+                self.look();
             }
             match self.answer(exit)? {
                 Flow::Continue => {}
@@ -181,6 +189,14 @@ impl<M: Memory, S: EventSink, P: Platform<M, S>> Vcpu<'_, '_, M, S, P> {
             }
         }
         Ok(())
+    }
+
+    /// Ends the run if it has lasted too long, or the user wants it.
+    fn look(&self) {
+        if self.run.is_late() && !self.run.meeting.is_over() {
+            self.run.platform.post_mortem(&mut self.run.engine());
+        }
+        self.run.look();
     }
 
     /// Runs the guest until it exits.
@@ -211,6 +227,9 @@ impl<M: Memory, S: EventSink, P: Platform<M, S>> Vcpu<'_, '_, M, S, P> {
             Ok(VcpuExit::Hlt) => return Ok(Exit::Idle),
             Ok(VcpuExit::Intr) => return Ok(Exit::Signal),
             Ok(VcpuExit::MmioRead(gpa, data)) => {
+                if self.run.platform.read_mmio(gpa, data) {
+                    return Ok(Exit::Done);
+                }
                 data.fill(0xff);
                 let size = data.len();
                 Exit::Nowhere(
@@ -219,6 +238,9 @@ impl<M: Memory, S: EventSink, P: Platform<M, S>> Vcpu<'_, '_, M, S, P> {
                 )
             }
             Ok(VcpuExit::MmioWrite(gpa, data)) => {
+                if self.run.platform.write_mmio(gpa, data) {
+                    return Ok(Exit::Done);
+                }
                 let size = data.len();
                 Exit::Nowhere(
                     gpa,
@@ -250,7 +272,7 @@ impl<M: Memory, S: EventSink, P: Platform<M, S>> Vcpu<'_, '_, M, S, P> {
     fn answer(&mut self, exit: Exit) -> Result<Flow, EmulatedError> {
         match exit {
             Exit::Signal => {
-                self.run.look();
+                self.look();
                 return Ok(Flow::Continue);
             }
             Exit::Done => return Ok(Flow::Continue),
@@ -273,7 +295,11 @@ impl<M: Memory, S: EventSink, P: Platform<M, S>> Vcpu<'_, '_, M, S, P> {
             Exit::Channel(word) => engine.channel_word(self.index, word),
             Exit::Write(port, bytes, size) => {
                 let platform = self.run.platform;
-                let flow = platform.write_port(&mut engine, self.index, port, &bytes[..size]);
+                if let Some(hook) = platform.hook(port) {
+                    let (rax, paged64) = self.perform(hook)?;
+                    return Ok(platform.hooked(&mut engine, self.index, hook, rax, paged64)?);
+                }
+                let flow = platform.write_port(&mut engine, self.index, port, &bytes[..size])?;
                 flow.unwrap_or_else(|| self.other_port(&mut engine, port))
             }
             Exit::OtherPort(port) => self.other_port(&mut engine, port),
@@ -287,11 +313,29 @@ impl<M: Memory, S: EventSink, P: Platform<M, S>> Vcpu<'_, '_, M, S, P> {
             Exit::Done | Exit::Signal => Flow::Continue,
             Exit::Idle => Flow::Idle,
             Exit::Crash(detail) => {
+                self.run.platform.post_mortem(&mut engine);
                 engine.crash(&format!("vCPU {}: {detail}", self.index));
                 Flow::Stop
             }
             Exit::Failed(exit) => return Err(EmulatedError::Exit { vcpu: self.index, exit }),
         })
+    }
+
+    /// Does what the code at `hook` did; gives RAX, and whether this is long mode with paging on.
+    fn perform(&mut self, hook: Hook) -> Result<(u64, bool), EmulatedError> {
+        let rax = self.fd.sync_regs_mut().regs.rax;
+        let mut sregs = self.fd.get_sregs().map_err(failed("KVM_GET_SREGS"))?;
+        match hook {
+            Hook::LoadCr3 => {
+                sregs.cr3 = rax;
+                self.fd.set_sregs(&sregs).map_err(failed("KVM_SET_SREGS"))?;
+            }
+            Hook::JumpRax => {
+                self.fd.sync_regs_mut().regs.rip = rax;
+                self.fd.set_sync_dirty_reg(SyncReg::Register);
+            }
+        }
+        Ok((rax, sregs.efer & EFER_LMA != 0))
     }
 
     /// Books I/O at a port where no device is, once.
