@@ -4,7 +4,7 @@
 
 mod support;
 
-use mapgpa::engine::{Accept, Call, Conversation, Event, Malformed, Stray, Then, Truth};
+use mapgpa::engine::{Accept, Call, Conversation, Event, Malformed, Phase, Stray, Then, Truth};
 use mapgpa::judge::{CHECKS, Check, Rules};
 use mapgpa::pagemap::{PageState, Pages};
 use mapgpa_abi::tdcall::status;
@@ -76,6 +76,16 @@ fn proofs() -> Vec<(Check, Vec<Event<'static>>, Vec<Event<'static>>)> {
         ),
         (Check::AcceptMissing, vec![pending.event()], vec![private.event()]),
         (
+            Check::AcceptMissing,
+            vec![Event::Unaccepted { range: PAGES, pending: PART }],
+            vec![Event::Phase { phase: Phase::Dxe, at_ns: 1 }],
+        ),
+        (
+            Check::LeftShared,
+            vec![Event::Left { pages: PART, state: PageState::Shared }],
+            vec![Event::Left { pages: PART, state: PageState::PrivatePending }],
+        ),
+        (
             Check::Protocol,
             vec![call(Call { malformed: Some(Malformed::Unaligned), ..RETRY })],
             vec![call(RETRY)],
@@ -120,7 +130,28 @@ fn the_table_of_checks_is_whole() {
         }
     }
     assert_eq!(Check::by_name("crush"), None);
-    assert_eq!(CHECKS.len(), 11, "DESIGN.md has eleven");
+    assert_eq!(CHECKS.len(), 12);
+}
+
+#[test]
+fn what_is_used_or_handed_over_after_a_failure_is_an_ignored_failure() {
+    let refused = Event::Call(Call { call: 7, truth: Truth::Refusal, ..RETRY });
+    let touch = touch(Alias::Shared, PageState::PrivateAccepted, false);
+    assert_eq!(
+        checks(&[refused, GAVE_UP.event(), touch]),
+        [Check::IgnoredFailure, Check::WrongAlias]
+    );
+    assert_eq!(checks(&[refused, GAVE_UP.event(), CLOSED.event(), touch]), [Check::WrongAlias]);
+    let left = Event::Left { pages: PAGES, state: PageState::Shared };
+    let dxe = Event::Phase { phase: Phase::Dxe, at_ns: 1 };
+    let judgement = judge(&[dxe, refused, GAVE_UP.event(), left]);
+    let found: Vec<_> = judgement.violations.iter().map(|violation| violation.check).collect();
+    assert_eq!(found, [Check::IgnoredFailure, Check::LeftShared]);
+    for violation in &judgement.violations {
+        assert_eq!(violation.phase, Some(Phase::Dxe));
+        assert!(violation.detail.contains("512 pages"), "{}", violation.detail);
+    }
+    assert!(judgement.violations[0].detail.contains("call 7"), "the request that caused it");
 }
 
 #[test]

@@ -12,7 +12,7 @@ use mapgpa::engine::{
     Accept, Call, Conversation, Ending, Engine, Event, EventSink, FrontEnd, Reply, Settings, Then,
 };
 use mapgpa::memory::{Memory, MemoryError};
-use mapgpa::pagemap::{PageMap, Pages};
+use mapgpa::pagemap::{PageMap, PageState, Pages};
 use mapgpa::policy::Policy;
 use mapgpa_abi::tdcall::{Regs, leaf};
 use mapgpa_abi::{Direction, shared_bit};
@@ -91,6 +91,10 @@ pub struct Events {
     pub touches: Vec<bool>,
     pub exits: Vec<(u32, bool)>,
     pub texts: Vec<String>,
+    /// Ranges with pages that lack an accept, and these.
+    pub unaccepted: Vec<(Pages, Pages)>,
+    /// What is not private and accepted after ExitBootServices.
+    pub left: Vec<(Pages, PageState)>,
 }
 
 impl EventSink for Events {
@@ -102,6 +106,8 @@ impl EventSink for Events {
             Event::Closed { conversation, ending, marked, missing, lied, pending, .. } => {
                 self.closed.push(Closed { conversation, ending, marked, missing, lied, pending });
             }
+            Event::Unaccepted { range, pending } => self.unaccepted.push((range, pending)),
+            Event::Left { pages, state } => self.left.push((pages, state)),
             Event::Exit { vcpu, success } => self.exits.push((vcpu, success)),
             Event::Panic { text } | Event::Text { text } => self.texts.push(text.to_owned()),
             Event::Crash { detail } | Event::Odd { detail } => self.texts.push(detail.to_owned()),
