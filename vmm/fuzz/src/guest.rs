@@ -8,6 +8,7 @@ use mapgpa::judge::{Judge, Rules};
 use mapgpa::linux::machine::{Machine, Until};
 use mapgpa::memory::{Contents, Memory, MemoryError};
 use mapgpa::pagemap::{PageMap, Pages};
+use mapgpa::patch::Patched;
 use mapgpa::platform::{Bare, Cpu, Platform};
 use mapgpa::policy::Policy;
 use mapgpa::report::Recorder;
@@ -65,6 +66,14 @@ impl Contents for NoMemory {
         bytes: &[u8],
     ) -> std::result::Result<bool, MemoryError> {
         Ok(inside(gpa, bytes))
+    }
+
+    fn patch(&mut self, _: Pages) -> std::result::Result<Patched, MemoryError> {
+        Ok(Patched::default())
+    }
+
+    fn find_tdcall(&mut self, _: Pages) -> std::result::Result<Option<u64>, MemoryError> {
+        Ok(None)
     }
 }
 
@@ -278,7 +287,8 @@ fn exits<S: EventSink>(
                 let mut flow = Flow::Continue;
                 for data in text.chunks(if port == 0x3f8 { 1 } else { 4 }) {
                     let next = platform.write_port(engine, vcpu, port, data);
-                    flow = next.unwrap_or(Flow::Continue);
+                    // The memory behind it does not fail.
+                    flow = next.ok().flatten().unwrap_or(Flow::Continue);
                 }
                 flow
             }
