@@ -8,14 +8,17 @@
 //! checks = ["gave-up"]
 //! why = "no retry loop before v6.7"
 //! ```
-//! What is not listed is expected to pass.
+//! What is not listed is expected to pass. An entry with `front_end = "kvm-7.2"` is for that front-end
+//! alone, where it goes before one without.
 
 use std::collections::BTreeMap;
 use std::path::Path;
 
 use mapgpa_guests::Guest;
+use mapgpa_kvm_model::Kernel;
 use serde::Deserialize;
 
+use crate::engine::FrontEnd;
 use crate::judge::Check;
 use crate::policy::{Policy, PolicyError};
 
@@ -111,14 +114,39 @@ struct Known {
     guests: Vec<String>,
     policies: Vec<String>,
     checks: Vec<String>,
+    front_end: Option<FrontEndName>,
     #[expect(dead_code, reason = "for the reader of the file")]
     why: String,
 }
 
+/// The front-end that an entry is about alone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
+enum FrontEndName {
+    #[serde(rename = "direct")]
+    Direct,
+    #[serde(rename = "kvm-6.16")]
+    Kvm6_16,
+    #[serde(rename = "kvm-7.2")]
+    Kvm7_2,
+}
+
+impl From<FrontEnd> for FrontEndName {
+    fn from(front_end: FrontEnd) -> Self {
+        match front_end {
+            FrontEnd::Direct => Self::Direct,
+            FrontEnd::Kvm(Kernel::V6_16) => Self::Kvm6_16,
+            FrontEnd::Kvm(Kernel::V7_2) => Self::Kvm7_2,
+        }
+    }
+}
+
+/// A case: guest, policy, and the front-end if the entry is about one alone.
+type Key = (String, String, Option<FrontEndName>);
+
 /// What is expected of each case.
 #[derive(Debug, Clone, Default)]
 pub struct Expectations {
-    checks: BTreeMap<(String, String), Vec<Check>>,
+    checks: BTreeMap<Key, Vec<Check>>,
 }
 
 impl Expectations {
@@ -188,7 +216,7 @@ impl Expectations {
                     ExpectError::Policy { path: path(), entry, source: Box::new(source) }
                 })?;
                 for guest in &known.guests {
-                    let case = (guest.clone(), policy.clone());
+                    let case = (guest.clone(), policy.clone(), known.front_end);
                     if all.checks.insert(case, checks.clone()).is_some() {
                         let (guest, policy) = (guest.clone(), policy.clone());
                         return Err(ExpectError::Twice { path: path(), entry, guest, policy });
@@ -201,9 +229,10 @@ impl Expectations {
 
     /// The checks that are expected to fail, in order of their list; none: a pass is expected.
     #[must_use]
-    pub fn of(&self, guest: &str, policy: &str) -> Vec<Check> {
-        let case = (guest.to_owned(), policy.to_owned());
-        self.checks.get(&case).cloned().unwrap_or_default()
+    pub fn of(&self, guest: &str, policy: &str, front_end: FrontEnd) -> Vec<Check> {
+        let find =
+            |front_end| self.checks.get(&(guest.to_owned(), policy.to_owned(), front_end)).cloned();
+        find(Some(front_end.into())).or_else(|| find(None)).unwrap_or_default()
     }
 }
 
@@ -219,6 +248,21 @@ mod tests {
     #[test]
     fn the_built_in_ones_are_well_formed() {
         Expectations::built_in().expect("well formed");
+    }
+
+    #[test]
+    fn an_entry_for_a_front_end_goes_first() {
+        let text = format!(
+            "schema = \"{SCHEMA}\"\n\
+             [[known]]\nguests=[\"svsm\"]\npolicies=[\"complete\"]\nchecks=[\"crash\"]\nwhy=\"\"\n\
+             [[known]]\nguests=[\"svsm\"]\npolicies=[\"complete\"]\nchecks=[\"gave-up\"]\nwhy=\"\"\n\
+             front_end=\"kvm-7.2\"\n"
+        );
+        let all = Expectations::parse("e.toml", &text).expect("well formed");
+        let of = |front_end| all.of("svsm", "complete", front_end);
+        assert_eq!(of(FrontEnd::Direct), [Check::Crash]);
+        assert_eq!(of(FrontEnd::Kvm(Kernel::V6_16)), [Check::Crash]);
+        assert_eq!(of(FrontEnd::Kvm(Kernel::V7_2)), [Check::GaveUp]);
     }
 
     #[test]

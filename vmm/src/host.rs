@@ -7,13 +7,18 @@ use std::time::{Duration, Instant};
 
 use mapgpa_abi::PAGE_SIZE_2M;
 use mapgpa_abi::params::{BOUND_OWN, Layout, Params, Plan};
+use mapgpa_kvm_model::Kernel;
 use serde::Serialize;
 
-use crate::backend::{Setup, emulated};
+use crate::backend::tdx::{self, TdxError};
+use crate::backend::{End, Setup, emulated};
+use crate::case::Backend;
 use crate::engine::{Event, EventSink, FrontEnd, Settings, Then};
+use crate::express::express;
 use crate::memory::MemoryModel;
 use crate::one_line;
 use crate::policy::Policy;
+use crate::suite::POLICIES;
 
 /// How a thing stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -103,7 +108,7 @@ impl Facts {
     /// Boots the canary of guest tests.
     fn guest_tests(&mut self) {
         const WHAT: &str = "guest tests";
-        match canary() {
+        match canary(Backend::Emulated) {
             Ok(Canary { mips, steps: 4 }) => {
                 self.guest_tests = true;
                 self.works(
@@ -175,33 +180,58 @@ impl Facts {
         }
     }
 
+    /// Asks for what TDs can be made of, and boots the canary in one.
     fn tdx(&mut self) {
         const WHAT: &str = "TDX";
-        const MODULE: &str = "/sys/module/kvm_intel/parameters/tdx";
-        /// KVM_X86_TDX_VM as a bit of KVM_CAP_VM_TYPES.
-        const TDX_VM: u32 = 1 << kvm_bindings::KVM_X86_TDX_VM;
-        let has_vm = emulated::kvm_facts().is_ok_and(|kvm| kvm.vm_types & TDX_VM != 0);
-        let emulated = "backend `emulated` plays the TDX module on any KVM";
-        let (standing, found, advice) = if has_vm {
-            self.tdx = true;
-            let found = "KVM makes TDs, but this version of mapgpa runs none yet";
-            (Standing::Limited, found, Some(emulated))
-        } else if cpu_has("tdx_host_platform") {
-            let found = "the processor has it, KVM makes no TDs";
-            let on = std::fs::read_to_string(MODULE).is_ok_and(|on| on.trim() == "Y");
-            let advice = if on {
-                "look in the kernel's log for why the TDX module was not initialised"
-            } else {
-                "Linux 6.16 or later with CONFIG_KVM_INTEL_TDX, and kvm_intel.tdx=1"
-            };
-            (Standing::Missing, found, Some(advice))
-        } else if Path::new(MODULE).exists() {
-            let found = "kvm_intel knows it, this processor or BIOS does not";
-            (Standing::Missing, found, Some("enable TDX in the BIOS, if the processor has it"))
-        } else {
-            (Standing::Missing, "not on this machine", Some(emulated))
+        let tds = match tdx::facts() {
+            Ok(tds) => tds,
+            Err(TdxError::NoTds(lacking)) => {
+                let emulated = "backend `emulated` plays the TDX module on any KVM";
+                let advice = lacking.advice.unwrap_or(emulated).to_owned();
+                return self.add(WHAT, Standing::Missing, lacking.what.to_owned(), Some(advice));
+            }
+            Err(error) => return self.add(WHAT, Standing::Missing, one_line(&error), None),
         };
-        self.add(WHAT, standing, found.to_owned(), advice.map(str::to_owned));
+        let kernel = tds.kernel.name();
+        let found = format!(
+            "KVM makes TDs, and reads a VMM's answers as {kernel} does{}; attributes {:#x}, XFAM {:#x}, \
+             {} configurable CPUID leaves",
+            module_version().map(|version| format!("; TDX module {version}")).unwrap_or_default(),
+            tds.attributes,
+            tds.xfam,
+            tds.cpuid_leaves
+        );
+        match canary(Backend::Tdx) {
+            Ok(Canary { mips, steps: 4 }) => {
+                self.tdx = true;
+                let found =
+                    format!("{found}; a TD runs at {mips:.0} million instructions a second");
+                self.works(WHAT, found);
+            }
+            Ok(Canary { steps, .. }) => {
+                let found = format!("{found}; but the canary stopped after step {steps} of 4");
+                self.add(WHAT, Standing::Missing, found, None);
+            }
+            Err(error) => {
+                let found = format!("{found}; but no TD runs: {error}");
+                self.add(WHAT, Standing::Missing, found, None);
+            }
+        }
+        let can = |spec: &&&str| {
+            Policy::parse(spec).is_ok_and(|policy| express(&policy, tds.kernel).is_ok())
+        };
+        let expressible: Vec<&str> = POLICIES.iter().filter(can).copied().collect();
+        let advice = match tds.kernel {
+            Kernel::V7_2 => {
+                "chunks are multiples of 2M; --nearest takes what comes nearest to others"
+            }
+            Kernel::V6_16 => {
+                "chunks are multiples of 2M, and RETRY comes after progress only: Linux 7.2 has RETRY \
+                 at the start too; --nearest takes what comes nearest to others"
+            }
+        };
+        let found = format!("of the suite's {}", expressible.join("; "));
+        self.add("policies in TDs", Standing::Limited, found, Some(advice.to_owned()));
     }
 
     /// Whether guest tests run here in VMs.
@@ -309,7 +339,7 @@ impl EventSink for Listener {
     }
 }
 
-fn canary() -> Result<Canary, String> {
+fn canary(backend: Backend) -> Result<Canary, String> {
     let setup = Setup {
         image: emulated::CANARY_IMAGE,
         params: Params {
@@ -329,14 +359,28 @@ fn canary() -> Result<Canary, String> {
         shared: None,
         timeout: Duration::from_secs(5),
     };
-    let gpaw = emulated::default_gpaw().map_err(|error| one_line(&error))?;
     let policy = Policy::parse("complete").map_err(|error| one_line(&error))?;
-    let settings =
-        Settings { policy, seed: 0, gpaw, vcpus: 1, timing: false, front_end: FrontEnd::Direct };
+    let front_end = FrontEnd::Direct;
+    let settings = |gpaw| Settings { policy, seed: 0, gpaw, vcpus: 1, timing: false, front_end };
     let sink = Listener { steps: 0, began: Instant::now(), mips: 0.0 };
-    let end = emulated::run(&setup, settings, sink).map_err(|error| one_line(&error))?;
-    match end.error {
-        Some(error) => Err(one_line(&error)),
-        None => Ok(Canary { mips: end.sink.mips, steps: end.sink.steps }),
+    match backend {
+        Backend::Tdx => ran(tdx::run(&setup, settings(48), sink)),
+        _ => {
+            let gpaw = emulated::default_gpaw().map_err(|error| one_line(&error))?;
+            ran(emulated::run(&setup, settings(gpaw), sink))
+        }
     }
+}
+
+fn ran<E: std::error::Error>(end: Result<End<Listener, E>, E>) -> Result<Canary, String> {
+    match end {
+        Ok(End { error: None, sink, .. }) => Ok(Canary { mips: sink.mips, steps: sink.steps }),
+        Ok(End { error: Some(error), .. }) | Err(error) => Err(one_line(&error)),
+    }
+}
+
+/// The TDX module's version, where the kernel tells it.
+fn module_version() -> Option<String> {
+    let version = std::fs::read_to_string("/sys/devices/faux/tdx_host/version").ok()?;
+    Some(version.trim().to_owned())
 }

@@ -173,7 +173,7 @@ pub fn run(
 fn run_one(case: &Case, expectations: &Expectations) -> Option<CaseResult> {
     let guest = case.guest.name();
     let policy = case.policy.name.clone();
-    let expected = expectations.of(&guest, &policy);
+    let expected = expectations.of(&guest, &policy, case.front_end);
     let (report, error) = match case.run() {
         Ok(Ran { interrupted: true, .. }) => return None,
         Ok(Ran { report, error, .. }) => (Ok(report), error.map(|error| one_line(&error))),

@@ -244,6 +244,10 @@ pub(super) struct SuiteArgs {
     /// Writes the report of every case to this file
     #[arg(long, value_name = "FILE")]
     pub(super) json: Option<PathBuf>,
+    /// Writes all of it to this one file, to send to others (*.tar.gz): what the host can do, the
+    /// matrix, the reports, and the calls and replies of every case
+    #[arg(long, value_name = "FILE")]
+    pub(super) bundle: Option<PathBuf>,
     /// What goes to stdout: the matrix, or the object of --json
     #[arg(long, value_enum, default_value_t)]
     pub(super) format: Format,

@@ -1,6 +1,7 @@
 //! The command line: arguments in, cases run, reports and an exit code out.
 
 mod args;
+mod bundle;
 mod commands;
 mod compare;
 mod firmware;

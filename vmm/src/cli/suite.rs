@@ -6,6 +6,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use mapgpa_guests::{GUESTS, GuestInfo};
 
 use super::args::{Format, SuiteArgs};
+use super::bundle::Bundle;
 use super::output::{self, Output};
 use super::resolve::{self, Ground, split_policies, twice};
 use super::{CliError, Found};
@@ -17,16 +18,19 @@ use crate::suite::{CaseResult, POLICIES, SuiteResult, in_shard, run};
 
 /// `mapgpa suite`
 pub(super) fn suite(args: &SuiteArgs) -> Result<Found, CliError> {
-    let cases = cases(args)?;
+    let mut cases = cases(args)?;
     let expectations = match &args.expect {
         Some(path) => Expectations::read(path)?,
         None => Expectations::built_in()?,
     };
     let (junit, ktap, json) = (args.junit.as_deref(), args.ktap.as_deref(), args.json.as_deref());
-    output::apart(&[("--junit", junit), ("--ktap", ktap), ("--json", json)])?;
+    let bundle = args.bundle.as_deref();
+    let named = [("--junit", junit), ("--ktap", ktap), ("--json", json), ("--bundle", bundle)];
+    output::apart(&named)?;
     let junit = Output::create("--junit", junit)?;
     let ktap = Output::create("--ktap", ktap)?;
     let json = Output::create("--json", json)?;
+    let bundle = Bundle::open(bundle, &mut cases)?;
     let jobs = resolve::jobs(args.jobs);
     let bar = progress_bar(cases.len());
     let result = run(&cases, &expectations, jobs, |case| show_progress(&bar, case));
@@ -40,6 +44,9 @@ pub(super) fn suite(args: &SuiteArgs) -> Result<Found, CliError> {
     }
     if let Some(output) = json {
         output.write(|out| ci::json(out, &result))?;
+    }
+    if let Some(bundle) = bundle {
+        bundle.write(&result)?;
     }
     output::stdout(|out| match args.format {
         Format::Text => matrix::write(out, &result),
@@ -107,7 +114,8 @@ fn expressible(
     let mut left_out = Vec::new();
     for policy in policies {
         match resolve::policy(policy, ground, args.case.nearest) {
-            Ok((near, Some(_))) if kept.iter().any(|(other, _)| other.name == near.name) => {}
+            // The nearest to several, and what means the same by another name.
+            Ok((near, _)) if args.case.nearest && has(&kept, &near) => {}
             Ok(policy) => kept.push(policy),
             Err(error) if args.policies.is_empty() => left_out.push(error.policy),
             Err(error) => return Err(ground.refuse(error)),
@@ -121,6 +129,11 @@ fn expressible(
         ));
     }
     Ok(kept)
+}
+
+/// Whether a policy that does the same is there.
+fn has(kept: &[(Policy, Option<String>)], policy: &Policy) -> bool {
+    kept.iter().any(|(other, _)| other.rules == policy.rules)
 }
 
 /// A progress bar of `cases` steps, if stderr is a terminal.
