@@ -1,5 +1,6 @@
 //! Any text as a file that mapgpa reads: expectations, and the report of a sweep.
 
+use mapgpa::engine::FrontEnd;
 use mapgpa::expect::Expectations;
 use mapgpa::report::page;
 use mapgpa::sweep::SweepReport;
@@ -14,7 +15,7 @@ pub fn run(data: &[u8]) {
             return;
         }
         match Expectations::parse("fuzz.toml", &text) {
-            Ok(expectations) => drop(expectations.of("svsm", "complete")),
+            Ok(expectations) => drop(expectations.of("svsm", "complete", FrontEnd::Direct)),
             Err(error) => super::shown(&error),
         }
     } else if let Ok(report) = serde_json::from_str::<SweepReport>(&text) {
