@@ -2,9 +2,8 @@
 
 use std::path::Path;
 
-use super::args::Format;
 use super::measure_args::CompareArgs;
-use super::output::{self, Output};
+use super::measured::Files;
 use super::{CliError, Found, resolve, suite};
 use crate::case::{Backend, Case};
 use crate::compare::{Comparison, Outcome, directions};
@@ -21,12 +20,8 @@ const BASE: &str = "complete";
 pub(super) fn compare(args: &CompareArgs) -> Result<Found, CliError> {
     let cases = cases(args)?;
     let comparison = Comparison { cases, repeats: args.repeat.into(), floor: args.floor };
-    let (csv, html, json) = (args.csv.as_deref(), args.html.as_deref(), args.json.as_deref());
-    output::apart(&[("--csv", csv), ("--html", html), ("--json", json)])?;
     let swept = args.sweep.as_deref().map(read_sweep).transpose()?;
-    let csv = Output::create("--csv", csv)?;
-    let html = Output::create("--html", html)?;
-    let json = Output::create("--json", json)?;
+    let files = Files::open(&args.reports)?;
 
     let bar = suite::progress_bar(comparison.cases.len() * comparison.repeats);
     let result = comparison.run(|case| {
@@ -36,19 +31,12 @@ pub(super) fn compare(args: &CompareArgs) -> Result<Found, CliError> {
     bar.finish_and_clear();
     let result = result?;
 
-    if let Some(output) = csv {
-        output.write(|out| report::csv(out, &result))?;
-    }
-    if let Some(output) = html {
-        output.write(|out| page::write(out, Some(&result), swept.as_ref()))?;
-    }
-    if let Some(output) = json {
-        output.write(|out| output::json(out, &result))?;
-    }
-    output::stdout(|out| match args.format {
-        Format::Text => report::write(out, &result),
-        Format::Json => output::json(out, &result),
-    })?;
+    files.write(
+        &result,
+        &|out| report::csv(out, &result),
+        &|out| page::write(out, Some(&result), swept.as_ref()),
+        &|out| report::write(out, &result),
+    )?;
     let has = |outcome| result.rows.iter().any(|row| row.outcome == outcome);
     Ok(if result.interrupted {
         Found::Interrupted

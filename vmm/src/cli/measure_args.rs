@@ -19,8 +19,9 @@ Examples:
   mapgpa sweep                                           linux-6.7 (bound 3) and reference (16), 1 GiB
   mapgpa sweep --bound 1..8,none --guest linux-6.7 --range 64M
   mapgpa sweep --guest linux-6.7 --guest-chunk none,2M --html sweep.html
+  mapgpa sweep --guest linux-6.7 --range 64M --verify 12 --verify-kernel /boot/vmlinuz-$(uname -r)
 
-Exit codes: 0 done, 1 a VM disagrees, 2 usage or bad input, 3 a cell could not be run, 4 internal
+Exit codes: 0 done, 1 a VM or the kernel disagrees, 2 usage or bad input, 3 a cell could not be run, 4 internal
 error, 130 interrupted (what was measured is shown).";
 
 const COMPARE_AFTER: &str = "\
@@ -58,21 +59,11 @@ pub(super) struct CompareArgs {
     /// the ratio to it
     #[arg(long)]
     pub(super) floor: bool,
-    /// Writes a line for each row to this file
-    #[arg(long, value_name = "FILE")]
-    pub(super) csv: Option<PathBuf>,
-    /// Writes a page with charts to this file; it needs no network
-    #[arg(long, value_name = "FILE")]
-    pub(super) html: Option<PathBuf>,
+    #[command(flatten)]
+    pub(super) reports: ReportArgs,
     /// Adds the heat maps of this sweep, written by `mapgpa sweep --json`, to the page
     #[arg(long, value_name = "FILE", requires = "html")]
     pub(super) sweep: Option<PathBuf>,
-    /// Writes all figures to this file
-    #[arg(long, value_name = "FILE")]
-    pub(super) json: Option<PathBuf>,
-    /// What goes to stdout: tables, or the object of --json
-    #[arg(long, value_enum, default_value_t)]
-    pub(super) format: Format,
     #[command(flatten)]
     pub(super) case: CaseArgs,
 }
@@ -116,22 +107,33 @@ pub(super) struct SweepArgs {
     /// Cells that are run in VMs too, and have to agree
     #[arg(long, value_name = "N", default_value_t = 8)]
     pub(super) verify: usize,
+    /// A Linux kernel that the first guest models: as many cells are run with it as well, and have to
+    /// agree. Its swiotlb is set to --range
+    #[arg(long, value_name = "IMAGE")]
+    pub(super) verify_kernel: Option<PathBuf>,
     /// Threads [default: the number of processors]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub(super) jobs: Option<u16>,
     /// When one conversion is ended at the latest
-    #[arg(long, value_parser = units::duration, default_value = "60s")]
+    #[arg(long, value_parser = units::time_limit, default_value = "60s")]
     pub(super) timeout: Duration,
-    /// Writes a line for each cell to this file
+    #[command(flatten)]
+    pub(super) reports: ReportArgs,
+}
+
+/// Where the figures go.
+#[derive(Debug, Args)]
+pub(super) struct ReportArgs {
+    /// Writes a line for each row or cell to this file
     #[arg(long, value_name = "FILE")]
     pub(super) csv: Option<PathBuf>,
-    /// Writes a page with heat maps to this file; it needs no network
+    /// Writes a page with charts to this file; it needs no network
     #[arg(long, value_name = "FILE")]
     pub(super) html: Option<PathBuf>,
     /// Writes all figures to this file
     #[arg(long, value_name = "FILE")]
     pub(super) json: Option<PathBuf>,
-    /// What goes to stdout: heat maps, or the object of --json
+    /// What goes to stdout: tables, or the object of --json
     #[arg(long, value_enum, default_value_t)]
     pub(super) format: Format,
 }

@@ -8,6 +8,7 @@ mod firmware;
 mod linux;
 mod lists;
 mod measure_args;
+mod measured;
 mod output;
 mod resolve;
 mod suite;

@@ -1,16 +1,19 @@
 //! The command `sweep`.
 
 use std::io::IsTerminal;
+use std::path::Path;
 
 use mapgpa_abi::params::BOUND_OWN;
 use mapgpa_guests::{GUESTS, Guest};
 
-use super::args::Format;
 use super::measure_args::SweepArgs;
-use super::output::{self, Output};
+use super::measured::Files;
 use super::{CliError, Found, resolve, suite};
 use crate::backend::emulated;
-use crate::case::Case;
+use crate::case::{Case, RunError};
+use crate::linux::case::{LinuxCase, MEMORY, Options};
+use crate::linux::machine::Until;
+use crate::policy::Policy;
 use crate::report::{page, sweep as report};
 use crate::sweep::{GuestSpec, HostSpec, Sweep, Trouble};
 
@@ -39,31 +42,24 @@ pub(super) fn sweep(args: &SweepArgs) -> Result<Found, CliError> {
     }
     let cases = sweep.cases()?;
     cases.iter().try_for_each(Case::check)?;
-    let csv = Output::create("--csv", args.csv.as_deref())?;
-    let html = Output::create("--html", args.html.as_deref())?;
-    let json = Output::create("--json", args.json.as_deref())?;
+    let kernel =
+        args.verify_kernel.as_deref().map(|path| kernel(args, &sweep, path)).transpose()?;
+    let files = Files::open(&args.reports)?;
 
     let bar = suite::progress_bar(cases.len());
-    let result = sweep.run(&cases, |done, of| {
+    let result = sweep.run(&cases, kernel, |done, of| {
         bar.set_length(of as u64);
         bar.set_position(done as u64);
     });
     bar.finish_and_clear();
 
-    if let Some(output) = csv {
-        output.write(|out| report::csv(out, &result))?;
-    }
-    if let Some(output) = html {
-        output.write(|out| page::write(out, None, Some(&result)))?;
-    }
-    if let Some(output) = json {
-        output.write(|out| output::json(out, &result))?;
-    }
     let colour = std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none();
-    output::stdout(|out| match args.format {
-        Format::Text => report::write(out, &result, colour),
-        Format::Json => output::json(out, &result),
-    })?;
+    files.write(
+        &result,
+        &|out| report::csv(out, &result),
+        &|out| page::write(out, None, Some(&result)),
+        &|out| report::write(out, &result, colour),
+    )?;
     let failed = result.cells.iter().any(|cell| cell.error.is_some())
         || result.verified.iter().any(|verified| verified.error.is_some());
     Ok(if result.interrupted {
@@ -75,6 +71,36 @@ pub(super) fn sweep(args: &SweepArgs) -> Result<Found, CliError> {
     } else {
         Found::Expected
     })
+}
+
+/// The kernel in the file `path`, whose first conversion is of the sweep's range, as far as it can be
+/// checked without running it.
+fn kernel(args: &SweepArgs, sweep: &Sweep, path: &Path) -> Result<LinuxCase, CliError> {
+    if !sweep.guests.first().is_some_and(GuestSpec::is_as_modelled) {
+        return Err(CliError::Conflict(
+            "--verify-kernel: the first guest is what the kernel is held against: it needs --bound \
+             own and --guest-chunk none, which are the kernel's",
+        ));
+    }
+    if args.verify == 0 {
+        return Err(CliError::Conflict("--verify-kernel: with --verify 0 nothing is verified"));
+    }
+    let options = Options {
+        kernel: path.to_owned(),
+        initrd: None,
+        cmdline: String::new(),
+        swiotlb: Some(sweep.range),
+        modules: Vec::new(),
+        kexec: false,
+        // Room for swiotlb, and for the kernel.
+        memory: MEMORY.max(sweep.range.saturating_mul(4)),
+        until: Some(Until::Conversions),
+    };
+    let mut case = LinuxCase::load(&options, Policy::parse("complete")?)?;
+    (case.seed, case.gpaw, case.timeout) = (sweep.seed, sweep.gpaw, sweep.timeout);
+    case.check()?;
+    let mode = emulated::kernel_mode().map_err(RunError::from)?;
+    if mode.is_fit() { Ok(case) } else { Err(RunError::Unfit { mode }.into()) }
 }
 
 /// The hosts: stalls and contentions, each with all chunks.

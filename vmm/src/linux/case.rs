@@ -199,6 +199,12 @@ impl LinuxCase {
         })
     }
 
+    /// Its name in reports: the kernel's file.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
     /// Checks the rest of what can be checked without running.
     ///
     /// # Errors

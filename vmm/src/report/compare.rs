@@ -13,7 +13,7 @@ const BAR: usize = 12;
 ///
 /// # Errors
 /// The output cannot be written.
-pub fn write(out: &mut impl Write, report: &CompareReport) -> io::Result<()> {
+pub fn write(out: &mut dyn Write, report: &CompareReport) -> io::Result<()> {
     for direction in report.directions() {
         let rows: Vec<&Row> = report.rows.iter().filter(|row| row.direction == direction).collect();
         writeln!(out, "{}", headline(report, direction))?;
@@ -240,7 +240,7 @@ const CSV_HEAD: [&str; 36] = [
 ///
 /// # Errors
 /// The output cannot be written.
-pub fn csv(out: &mut impl Write, report: &CompareReport) -> io::Result<()> {
+pub fn csv(out: &mut dyn Write, report: &CompareReport) -> io::Result<()> {
     let mut csv = csv::Writer::from_writer(out);
     csv.write_record(CSV_HEAD)?;
     for row in &report.rows {

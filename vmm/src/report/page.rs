@@ -17,7 +17,7 @@ const STYLE: &str = include_str!("page.css");
 /// # Errors
 /// The output cannot be written.
 pub fn write(
-    out: &mut impl Write,
+    out: &mut dyn Write,
     compared: Option<&CompareReport>,
     swept: Option<&SweepReport>,
 ) -> io::Result<()> {
@@ -126,7 +126,6 @@ fn strips(report: &CompareReport, rows: &[&Row]) -> Markup {
 
 fn sweep(report: &SweepReport) -> Markup {
     let maps = sweep_report::heat_maps(report);
-    let agree = report.verified.iter().filter(|cell| cell.agrees()).count();
     html! {
         section {
             h2 { "Which hosts a bound on retries survives" }
@@ -135,8 +134,11 @@ fn sweep(report: &SweepReport) -> Markup {
                 "something is drawn, each with a seed of its own. "
                 @match &report.not_verified {
                     Some(why) => { "No cell was run in a VM: " (why) "." }
-                    None => { (agree) " of " (report.verified.len()) " cells run in VMs agree." }
+                    None => { (sweep_report::agreement(report).join("; ")) "." }
                 }
+            }
+            @if let Some(table) = sweep_report::kernel_table(report) {
+                details { summary { "The model and the kernel" } (table.html("Cells run with a kernel")) }
             }
             @for map in &maps {
                 figure {

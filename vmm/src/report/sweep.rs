@@ -85,7 +85,7 @@ pub fn percent(share: f64) -> String {
 ///
 /// # Errors
 /// The output cannot be written.
-pub fn write(out: &mut impl Write, report: &SweepReport, colour: bool) -> io::Result<()> {
+pub fn write(out: &mut dyn Write, report: &SweepReport, colour: bool) -> io::Result<()> {
     writeln!(
         out,
         "Conversions of {} to shared that survive, in percent; chunk of the host across; {} seeds \
@@ -131,6 +131,9 @@ pub fn write(out: &mut impl Write, report: &SweepReport, colour: bool) -> io::Re
         let error = cell.error.as_deref().unwrap_or_default();
         writeln!(out, "  {} under {} could not be run: {error}", cell.guest_name(), cell.policy)?;
     }
+    for cell in report.cells.iter().filter(|cell| cell.timed_out > 0) {
+        writeln!(out, "  {} under {} timed out", cell.guest_name(), cell.policy)?;
+    }
     verified(out, report)?;
     let runs: u64 = report.cells.iter().map(|cell| cell.runs).sum();
     let interrupted = if report.interrupted { ", interrupted" } else { "" };
@@ -142,7 +145,7 @@ pub fn write(out: &mut impl Write, report: &SweepReport, colour: bool) -> io::Re
     )
 }
 
-fn heat_map(out: &mut impl Write, map: &HeatMap<'_>, colour: bool) -> io::Result<()> {
+fn heat_map(out: &mut dyn Write, map: &HeatMap<'_>, colour: bool) -> io::Result<()> {
     let names = map.rows.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
     write!(out, "  {:names$}", "")?;
     for chunk in &map.chunks {
@@ -186,17 +189,14 @@ fn survived_from(cells: &[Option<&Cell>]) -> String {
     }
 }
 
-fn verified(out: &mut impl Write, report: &SweepReport) -> io::Result<()> {
+fn verified(out: &mut dyn Write, report: &SweepReport) -> io::Result<()> {
     if let Some(why) = &report.not_verified {
         return writeln!(out, "no cell was run in a VM: {why}");
     }
-    let agree = report.verified.iter().filter(|cell| cell.agrees()).count();
-    writeln!(
-        out,
-        "{agree} of {} cells run in VMs agree in verdict and calls",
-        report.verified.len()
-    )?;
-    for cell in report.verified.iter().filter(|cell| !cell.agrees()) {
+    for line in agreement(report) {
+        writeln!(out, "{line}")?;
+    }
+    for cell in report.verified.iter().filter(|cell| cell.kernel.is_none() && !cell.agrees()) {
         let found = match (&cell.error, cell.vm_survived, cell.vm_calls) {
             (Some(error), ..) => error.clone(),
             (None, survived, calls) => format!(
@@ -209,7 +209,54 @@ fn verified(out: &mut impl Write, report: &SweepReport) -> io::Result<()> {
         };
         writeln!(out, "  {} under {}: {found}", cell.guest, cell.policy)?;
     }
-    Ok(())
+    match kernel_table(report) {
+        Some(table) => table.write(out),
+        None => Ok(()),
+    }
+}
+
+/// How many of the cells run in VMs agree: a line for guest tests, and one for a kernel.
+#[must_use]
+pub fn agreement(report: &SweepReport) -> Vec<String> {
+    let of =
+        |kernel: bool| report.verified.iter().filter(move |cell| cell.kernel.is_some() == kernel);
+    let mut lines = vec![format!(
+        "{} of {} cells run in VMs agree in verdict and calls",
+        of(false).filter(|cell| cell.agrees()).count(),
+        of(false).count()
+    )];
+    if let Some((first, kernel)) = of(true).find_map(|cell| Some((cell, cell.kernel.as_ref()?))) {
+        lines.push(format!(
+            "{} of {} cells of {} run with {kernel} agree in verdict and calls",
+            of(true).filter(|cell| cell.agrees()).count(),
+            of(true).count(),
+            first.guest,
+        ));
+    }
+    lines
+}
+
+/// The cells run with a kernel, if any: what the model says, and what the kernel does.
+#[must_use]
+pub fn kernel_table(report: &SweepReport) -> Option<Table> {
+    let mut cells = report.verified.iter().filter(|cell| cell.kernel.is_some()).peekable();
+    cells.peek()?;
+    let verdict = |survived: bool| if survived { "survives" } else { "gives up" }.to_owned();
+    let mut table = Table::new(1, &["host", "the model", "calls", "the kernel", "calls", "agree"]);
+    for cell in cells {
+        table.row(vec![
+            cell.policy.clone(),
+            verdict(cell.survived),
+            cell.calls.to_string(),
+            match &cell.error {
+                Some(error) => error.clone(),
+                None => cell.vm_survived.map(verdict).unwrap_or_default(),
+            },
+            cell.vm_calls.map(|calls| calls.to_string()).unwrap_or_default(),
+            if cell.agrees() { "yes" } else { "NO" }.to_owned(),
+        ]);
+    }
+    Some(table)
 }
 
 /// All cells as a table.
@@ -247,7 +294,7 @@ pub fn table(cells: &[&Cell]) -> Table {
 }
 
 /// The columns of the CSV: one cell a line, probabilities from 0 to 1, sizes in bytes.
-const CSV_HEAD: [&str; 17] = [
+const CSV_HEAD: [&str; 18] = [
     "guest",
     "bound",
     "guest_chunk",
@@ -265,13 +312,14 @@ const CSV_HEAD: [&str; 17] = [
     "closed_form",
     "calls",
     "calls_survived",
+    "timed_out",
 ];
 
 /// Writes the sweep as CSV; what does not apply is empty.
 ///
 /// # Errors
 /// The output cannot be written.
-pub fn csv(out: &mut impl Write, report: &SweepReport) -> io::Result<()> {
+pub fn csv(out: &mut dyn Write, report: &SweepReport) -> io::Result<()> {
     fn text<T: ToString>(value: Option<T>) -> String {
         value.map(|value| value.to_string()).unwrap_or_default()
     }
@@ -296,6 +344,7 @@ pub fn csv(out: &mut impl Write, report: &SweepReport) -> io::Result<()> {
             cell.closed_form.to_string(),
             text(cell.calls),
             text(cell.calls_survived),
+            cell.timed_out.to_string(),
         ])?;
     }
     csv.flush()

@@ -40,7 +40,7 @@ impl Table {
     ///
     /// # Errors
     /// The output cannot be written.
-    pub fn write(&self, out: &mut impl Write) -> io::Result<()> {
+    pub fn write(&self, out: &mut dyn Write) -> io::Result<()> {
         let lines = std::iter::once(&self.head).chain(&self.rows);
         let width = |column: usize| {
             let cells = lines.clone().filter_map(|line| line.get(column));

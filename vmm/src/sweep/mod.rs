@@ -2,11 +2,12 @@
 //!
 //! A cell is a host (chunk size, and stall or contention) and a guest (which, its bound, how much it
 //! asks for at a time). Its conversion is run on `hosted` with one seed after another, and survives if
-//! the guest reports success and all pages are converted. A sample of cells is run in VMs too, and has
-//! to give the same verdict and the same number of calls.
+//! the guest reports success and all pages are converted. A sample of cells is run in VMs too, and with
+//! a real kernel, and has to give the same verdict and the same number of calls ([`verify`]).
 
 mod odds;
 mod report;
+mod verify;
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -20,18 +21,16 @@ use mapgpa_guests::{Bound, Guest};
 pub use odds::{Patience, Trouble, closed_form, positions, wilson};
 pub use report::{Cell, SCHEMA, SweepReport, Verified};
 
-use crate::case::{Backend, Case, GuestSource, RunError};
+use crate::case::{Case, GuestSource, RunError};
 use crate::engine::{Ending, Event, EventSink, Then};
 use crate::interrupt;
+use crate::linux::case::LinuxCase;
 use crate::one_line;
 use crate::policy::{Policy, PolicyError};
 use crate::units::show_size;
 
 /// The most seeds that a thread takes at a time.
 const SEEDS_AT_ONCE: u64 = 8;
-
-/// The most calls of a conversion that is run in a VM too: a second or two.
-const VERIFIED_CALLS: u64 = 50_000;
 
 /// A guest of a sweep.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -70,7 +69,7 @@ pub struct Sweep {
     pub jobs: usize,
     /// When one conversion is ended at the latest.
     pub timeout: Duration,
-    /// Cells that are run in VMs too; 0: none.
+    /// Cells that are run in VMs too, and as many with a kernel; 0: none.
     pub verify: usize,
     /// Guest-physical address width in bits.
     pub gpaw: u32,
@@ -82,6 +81,7 @@ struct Tally {
     calls: u64,
     completed: bool,
     failed: bool,
+    timed_out: bool,
 }
 
 impl Tally {
@@ -98,8 +98,8 @@ impl EventSink for Tally {
             Event::Closed { .. }
             | Event::Panic { .. }
             | Event::Crash { .. }
-            | Event::Exit { success: false, .. }
-            | Event::Timeout => self.failed = true,
+            | Event::Exit { success: false, .. } => self.failed = true,
+            Event::Timeout => (self.failed, self.timed_out) = (true, true),
             _ => {}
         }
         Then::GoOn
@@ -113,6 +113,7 @@ struct Sums {
     survived: u64,
     calls: u64,
     calls_survived: u64,
+    timed_out: u64,
     /// The run of the sweep's first seed.
     first: Option<Tally>,
     error: Option<String>,
@@ -125,6 +126,7 @@ impl Sums {
         self.survived += other.survived;
         self.calls += other.calls;
         self.calls_survived += other.calls_survived;
+        self.timed_out += other.timed_out;
         self.error = self.error.take().or(other.error);
     }
 }
@@ -183,8 +185,14 @@ impl Sweep {
     }
 
     /// Runs `cases`, made by [`Sweep::cases`] and checked; `progress` is called with how many of how
-    /// many parts are done.
-    pub fn run(&self, cases: &[Case], progress: impl Fn(usize, usize) + Sync) -> SweepReport {
+    /// many parts are done. A sample is run in VMs, and with `kernel`, which the first guest models and
+    /// whose first conversion is of the sweep's range.
+    pub fn run(
+        &self,
+        cases: &[Case],
+        kernel: Option<LinuxCase>,
+        progress: impl Fn(usize, usize) + Sync,
+    ) -> SweepReport {
         let started = Instant::now();
         let parts = self.parts(cases.len());
         let (next, done) = (AtomicUsize::new(0), AtomicUsize::new(0));
@@ -195,23 +203,19 @@ impl Sweep {
                     while !interrupt::requested() {
                         let part = parts.get(next.fetch_add(1, Ordering::Relaxed));
                         let Some(&(at, first, count)) = part else { return };
-                        let part = runs(&cases[at], first, count, self.seed);
-                        let mut sums = sums.lock().unwrap_or_else(PoisonError::into_inner);
-                        sums.entry(at).or_default().add(part);
-                        drop(sums);
+                        let sums = || sums.lock().unwrap_or_else(PoisonError::into_inner);
+                        // A cell that hangs is not waited for again.
+                        if sums().get(&at).is_none_or(|sums| sums.timed_out == 0) {
+                            let part = runs(&cases[at], first, count, self.seed);
+                            sums().entry(at).or_default().add(part);
+                        }
                         progress(done.fetch_add(1, Ordering::Relaxed) + 1, parts.len());
                     }
                 });
             }
         });
         let sums = sums.into_inner().unwrap_or_else(PoisonError::into_inner);
-        let (verified, not_verified) = match self.verify {
-            0 => (Vec::new(), Some("not asked for".to_owned())),
-            _ => match crate::backend::emulated::default_gpaw() {
-                Ok(_) => (self.verify(cases, &sums), None),
-                Err(error) => (Vec::new(), Some(one_line(&error))),
-            },
-        };
+        let (verified, not_verified) = self.verify(cases, &sums, kernel);
         let wall_ns = u64::try_from(started.elapsed().as_nanos()).unwrap_or(u64::MAX);
         let cells = sums.iter().map(|(at, sums)| self.cell(*at, sums)).collect();
         SweepReport::new(self, cells, verified, not_verified, wall_ns)
@@ -273,41 +277,9 @@ impl Sweep {
             closed_form,
             calls: mean(sums.calls, sums.runs),
             calls_survived: mean(sums.calls_survived, sums.survived),
+            timed_out: sums.timed_out,
             error: sums.error.clone(),
         }
-    }
-
-    /// Runs cells spread over all that a VM does soon in VMs, with the first seed.
-    fn verify(&self, cases: &[Case], sums: &BTreeMap<usize, Sums>) -> Vec<Verified> {
-        let candidates: Vec<(usize, &Sums, Tally)> = sums
-            .iter()
-            .filter_map(|(at, sums)| Some((*at, sums, sums.first?)))
-            .filter(|(_, _, first)| first.calls <= VERIFIED_CALLS)
-            .collect();
-        let wanted = self.verify.min(candidates.len());
-        let mut verified = Vec::with_capacity(wanted);
-        for n in 0..wanted {
-            if interrupt::requested() {
-                break;
-            }
-            let (at, hosted, first) = candidates[n * candidates.len() / wanted];
-            let case = Case { backend: Backend::Emulated, ..cases[at].clone() };
-            let vm = one(&case);
-            let cell = self.cell(at, hosted);
-            verified.push(Verified {
-                guest: cell.guest,
-                policy: cell.policy,
-                bound: cell.bound,
-                guest_chunk: cell.guest_chunk,
-                seed: self.seed,
-                survived: first.survived(),
-                calls: first.calls,
-                vm_survived: vm.as_ref().ok().map(Tally::survived),
-                vm_calls: vm.as_ref().ok().map(|tally| tally.calls),
-                error: vm.err().map(|error| one_line(&error)),
-            });
-        }
-        verified
     }
 }
 
@@ -328,6 +300,10 @@ fn runs(case: &Case, first: u64, count: u64, kept: u64) -> Sums {
                 sums.survived += survived;
                 sums.calls += tally.calls;
                 sums.calls_survived += tally.calls * survived;
+                if tally.timed_out {
+                    sums.timed_out += 1;
+                    break;
+                }
             }
             Err(error) => sums.error = Some(one_line(&error)),
         }

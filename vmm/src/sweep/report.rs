@@ -45,6 +45,8 @@ pub struct Cell {
     pub calls: Option<f64>,
     /// Mean calls of one that survived.
     pub calls_survived: Option<f64>,
+    /// Runs that hit the time-out; after one the cell is not run again.
+    pub timed_out: u64,
     /// A run that could not be done.
     pub error: Option<String>,
 }
@@ -70,6 +72,8 @@ impl Cell {
 pub struct Verified {
     /// The guest's name.
     pub guest: String,
+    /// The file of the kernel that was run in the VM; null: the guest itself.
+    pub kernel: Option<String>,
     /// The host's policy.
     pub policy: String,
     /// As in [`Cell`].
