@@ -111,13 +111,22 @@ fn both_backends_see_the_same() {
     std::fs::remove_dir_all(&directory).expect("removed");
 }
 
-/// With guest_memfd the same happens, but that an access before its accept goes unseen.
-fn both_memory_models_see_the_same() {
+/// With guest_memfd the same happens, but that an access before its accept goes unseen. Few cases, and
+/// small ones: where this can run it mostly runs in the lab, which is slow.
+fn guest_memfd_sees_the_same_as_alias() {
     let directory = std::env::temp_dir().join(format!("mapgpa-models-{}", std::process::id()));
     std::fs::create_dir_all(&directory).expect("a directory");
     let mut early = 0;
-    for number in 0..CASES {
-        let alias = case(number, Backend::Emulated);
+    for number in 0..CASES / 3 {
+        let mut alias = case(number, Backend::Emulated);
+        if number == 0 {
+            // It accepts only the tail of a conversion, and uses all of it.
+            alias.guest = GuestSource::BuiltIn(mapgpa_guests::Guest::Edk2Y2023);
+            alias.policy = Policy::parse("chunk=64K").expect("a policy");
+            (alias.range, alias.plan) = (256 << 10, Plan::RoundTrip);
+            (alias.layout, alias.bound, alias.guest_chunk) = (Layout::Contiguous, BOUND_OWN, 0);
+        }
+        (alias.range, alias.timeout) = (alias.range.min(256 << 10), Duration::from_secs(120));
         let memfd = Case { memory_model: MemoryModel::GuestMemfd, ..alias.clone() };
         let name = format!("{number}: {} under {}", alias.guest.name(), alias.policy);
         let (alias, unseen) = without_early_accesses(run(alias, &directory));
@@ -132,7 +141,7 @@ fn both_memory_models_see_the_same() {
         early += unseen;
         same(&alias.shown(), &memfd.shown(), &name);
     }
-    assert!(early > 0, "no case has an access before its accept");
+    assert!(early > 0, "no access before its accept in the first case");
     std::fs::remove_dir_all(&directory).expect("removed");
 }
 
@@ -170,7 +179,11 @@ fn traces_repeat() {
 fn main() -> std::process::ExitCode {
     harness(vec![
         ("both_backends_see_the_same", Needs::Userfaultfd, both_backends_see_the_same),
-        ("both_memory_models_see_the_same", Needs::GuestMemfd, both_memory_models_see_the_same),
+        (
+            "guest_memfd_sees_the_same_as_alias",
+            Needs::GuestMemfd,
+            guest_memfd_sees_the_same_as_alias,
+        ),
         ("traces_repeat", Needs::Userfaultfd, traces_repeat),
     ])
 }

@@ -71,9 +71,12 @@ fn broken(value: &Value) -> Vec<Value> {
             all.push(json!({}));
             all
         }
+        Value::Number(number) if number.is_f64() => vec![json!(-1), json!("1")],
         Value::Number(_) => vec![json!(-1), json!(1.5), json!("1")],
         Value::String(_) => vec![json!(1), json!([])],
-        Value::Bool(_) | Value::Null => vec![json!(1), json!("true")],
+        Value::Bool(_) => vec![json!(1), json!("true")],
+        // Where null is one of two, the other is no list.
+        Value::Null => vec![json!([])],
     }
 }
 
@@ -162,6 +165,59 @@ fn suites() {
 fn a_suite_of_everything() {
     validated("suite", |validator| {
         holds(validator, &object("suite --backend hosted --format json --range 64K"));
+    });
+}
+
+#[test]
+fn comparisons() {
+    validated("compare", |validator| {
+        let line = "compare --backend hosted --range 1M --repeat 2 --format json";
+        for more in [
+            "--policy chunk=64K --guest-chunk none --guest-chunk 128K",
+            "--policy chunk=64K --guest linux-5.19 --direction to-shared",
+            "--policy stall=forever --guest openvmm --front-end kvm-7.2 --nearest",
+        ] {
+            let value = object(&format!("{line} {more}"));
+            holds(validator, &value);
+            let passing = passing(validator, &value);
+            assert!(passing.is_empty(), "{more}: {passing:#?}");
+        }
+        // A row that could not be measured has no figures.
+        let mut failed = object(&format!("{line} --policy chunk=64K"));
+        let row = &mut failed["rows"][0];
+        row["outcome"] = json!("error");
+        for figure in ["handler_ns", "conversion_ns", "gib_per_s", "latency", "to_complete"] {
+            row[figure] = Value::Null;
+        }
+        holds(validator, &failed);
+        failed["rows"][0]["outcome"] = json!("fine");
+        assert!(!validator.is_valid(&failed));
+    });
+}
+
+#[test]
+fn sweeps() {
+    validated("sweep", |validator| {
+        let line = "sweep --range 1M --chunk 4K,64K --seeds 3 --format json";
+        for more in [
+            "--verify 4 --guest linux-6.7 --bound own,none --guest-chunk none,128K",
+            "--verify 0 --guest linux-5.19 --stall none",
+        ] {
+            let mut value = object(&format!("{line} {more}"));
+            holds(validator, &value);
+            let passing = passing(validator, &value);
+            assert!(passing.is_empty(), "{more}: {passing:#?}");
+            // What a kernel adds, and what could not be run.
+            if let Some(cell) = value["verified"].get_mut(0) {
+                cell["kernel"] = json!("/boot/vmlinuz");
+                (cell["vm_survived"], cell["vm_calls"]) = (Value::Null, Value::Null);
+                cell["error"] = json!("it made no conversion");
+            }
+            value["cells"][0]["error"] = json!("no memory");
+            holds(validator, &value);
+            value["cells"][0]["share"] = json!(1);
+            assert!(!validator.is_valid(&value));
+        }
     });
 }
 

@@ -61,6 +61,29 @@ fn the_measurement_follows_the_closed_form() {
 }
 
 #[test]
+fn without_stalls_no_contention_is_a_host_all_the_same() {
+    let object = object("--guest reference --stall none --range 64K --seeds 2 --verify 0");
+    let calm: Vec<_> = cells(&object).iter().filter(|cell| cell["contention"] == 0.0).collect();
+    assert!(!calm.is_empty() && calm.iter().all(|cell| cell["survived"] == cell["runs"]));
+}
+
+#[test]
+fn a_cell_that_hangs_costs_its_timeout_and_is_shown_as_such() {
+    // Nothing but refusals, and a guest without a bound.
+    let line = "--guest openvmm --stall none --contention 0.1,1 --chunk 64K --range 256K \
+                --seeds 50 --verify 0 --jobs 2 --timeout 200ms";
+    let began = std::time::Instant::now();
+    let object = object(line);
+    assert!(began.elapsed() < std::time::Duration::from_secs(10), "{:?}", began.elapsed());
+    let [fine, hangs] = &cells(&object)[..] else { panic!("two cells: {object:#}") };
+    assert_eq!((&fine["runs"], &fine["timed_out"]), (&50.into(), &0.into()));
+    assert!((1.0..=2.0).contains(&number(hangs, "timed_out")), "{hangs:#}");
+    assert_eq!(hangs["survived"], 0);
+    let text = stdout(&output(&format!("sweep {line}")));
+    assert!(text.contains("under chunk=64K,contention=1 timed out"), "{text}");
+}
+
+#[test]
 fn asking_for_less_helps_who_does_not_retry_and_all_guests_are_swept() {
     let line = "--guest all --stall 0 --contention none --chunk 64K --guest-chunk none,64K \
                 --range 2M --verify 0";
@@ -127,5 +150,9 @@ fn bad_input_is_one_line() {
     refuse("--seeds 0", &["--seeds", "0"]);
     refuse("--range 3T", &["--range 3T"]);
     refuse("--json /no/such/dir/x.json", &["--json /no/such/dir/x.json"]);
+    refuse("--csv /dev/null --json /dev/null", &["--json /dev/null", "--csv names the same file"]);
+    refuse("--verify-kernel /no/such/bzImage", &["--kernel /no/such/bzImage"]);
+    refuse("--verify-kernel x --bound 3 --guest linux-6.7", &["--verify-kernel", "--bound own"]);
+    refuse("--verify-kernel x --verify 0", &["--verify-kernel", "--verify 0"]);
     refuse("--stall 0..900 --bound 1..900", &["more than 100000 cells"]);
 }

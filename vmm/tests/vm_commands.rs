@@ -7,6 +7,8 @@ mod support;
 use std::fs;
 
 use harness::{Needs, harness};
+use mapgpa::backend::emulated;
+use mapgpa::memory::MemoryModel;
 use support::Scratch;
 use support::command::{code, output, refused, stderr, stdout, with};
 
@@ -38,6 +40,36 @@ fn a_vm_is_measured_beside_its_bare_work() {
         let longest = row["latency"]["longest_ns"]["max"].as_f64().expect("a time");
         // The histogram has three digits, and rounds up.
         assert!(longest * 1.01 >= row["latency"]["p50_ns"].as_f64().expect("a time"), "{row:#}");
+    }
+}
+
+/// With guest_memfd a conversion sets attributes and drops contents, and so does the bare work.
+fn guest_memfd_is_measured_beside_its_bare_work() {
+    let line = "--memory-model guest-memfd --range 1M --repeat 1 --floor --policy chunk=64K";
+    let ran = output(&format!("compare --format json {line}"));
+    assert_eq!(code(&ran), 0, "{}", stderr(&ran));
+    let object: serde_json::Value = serde_json::from_str(&stdout(&ran)).expect("one object");
+    assert_eq!(object["memory_model"], "guest-memfd");
+    let rows = object["rows"].as_array().expect("rows");
+    assert_eq!(rows.len(), 4);
+    for row in rows {
+        let conversions = row["requests"].as_u64().expect("a number");
+        assert_eq!(row["host_calls"].as_u64(), Some(2 * conversions), "{row:#}");
+        assert_eq!(row["host_pages"], 256, "{row:#}");
+        assert!(row["to_floor"]["median"].as_f64() > Some(0.0), "{row:#}");
+    }
+}
+
+/// Where there is no guest_memfd, that is said before anything runs, with what has it.
+fn guest_memfd_is_refused_where_it_is_not() {
+    if emulated::check_memory_model(MemoryModel::GuestMemfd).is_ok() {
+        return;
+    }
+    for line in ["run reference", "suite", "compare"] {
+        let ran = output(&format!("{line} --memory-model guest-memfd"));
+        let said = stderr(&ran);
+        assert_eq!((code(&ran), said.lines().count(), &*stdout(&ran)), (3, 1, ""), "{said}");
+        assert!(said.contains("KVM_X86_SW_PROTECTED_VM") && said.contains("lab"), "{said}");
     }
 }
 
@@ -101,6 +133,16 @@ fn main() -> std::process::ExitCode {
             "a_vm_that_cannot_be_made_leaves_no_trace",
             Needs::Kvm,
             a_vm_that_cannot_be_made_leaves_no_trace,
+        ),
+        (
+            "guest_memfd_is_measured_beside_its_bare_work",
+            Needs::GuestMemfd,
+            guest_memfd_is_measured_beside_its_bare_work,
+        ),
+        (
+            "guest_memfd_is_refused_where_it_is_not",
+            Needs::Kvm,
+            guest_memfd_is_refused_where_it_is_not,
         ),
         (
             "a_vm_is_measured_beside_its_bare_work",

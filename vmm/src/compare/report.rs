@@ -147,6 +147,8 @@ pub struct CompareReport {
     pub guest: String,
     /// `emulated` or `hosted`.
     pub backend: &'static str,
+    /// What stands between the guest and the policy.
+    pub front_end: &'static str,
     /// `alias` or `guest-memfd`; `none` where there is no memory behind it.
     pub memory_model: &'static str,
     /// Guest-physical address width in bits.
@@ -188,6 +190,7 @@ pub(super) fn make(
         schema: SCHEMA,
         guest: first.map(|case| case.guest.name()).unwrap_or_default(),
         backend: first.map_or("", |case| case.backend.name()),
+        front_end: first.map_or("direct", |case| case.front_end.name()),
         memory_model: first.map_or("none", Case::memory_model_name),
         gpaw: first.map_or(0, |case| case.gpaw),
         seed: first.map_or(0, |case| case.seed),

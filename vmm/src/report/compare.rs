@@ -41,8 +41,12 @@ pub fn write(out: &mut dyn Write, report: &CompareReport) -> io::Result<()> {
 #[must_use]
 pub fn headline(report: &CompareReport, direction: &str) -> String {
     let vcpus = if report.vcpus == 1 { String::new() } else { format!(", {} vCPUs", report.vcpus) };
+    let front_end = match report.front_end {
+        "direct" => String::new(),
+        name => format!(", front-end {name}"),
+    };
     format!(
-        "{} {direction} {}, {} (memory model {}){vcpus}, {} repeats in turn",
+        "{} {direction} {}, {} (memory model {}){front_end}{vcpus}, {} repeats in turn",
         report.guest,
         show_size(report.range),
         report.backend,
@@ -197,9 +201,10 @@ fn figure(value: f64) -> String {
 }
 
 /// The columns of the CSV: times in nanoseconds, sizes in bytes, one row a line.
-const CSV_HEAD: [&str; 36] = [
+const CSV_HEAD: [&str; 37] = [
     "guest",
     "backend",
+    "front_end",
     "memory_model",
     "range",
     "direction",
@@ -247,6 +252,7 @@ pub fn csv(out: &mut dyn Write, report: &CompareReport) -> io::Result<()> {
         let mut line = vec![
             report.guest.clone(),
             report.backend.to_owned(),
+            report.front_end.to_owned(),
             report.memory_model.to_owned(),
             report.range.to_string(),
             row.direction.to_owned(),

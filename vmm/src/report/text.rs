@@ -77,7 +77,7 @@ pub fn run(out: &mut impl Write, report: &RunReport) -> io::Result<()> {
         writeln!(out, "  note: {note}")?;
     }
     for check in &report.checks_off {
-        writeln!(out, "  not checked here: {check} (`mapgpa host` says why)")?;
+        writeln!(out, "  not checked here: {check} (docs/checks.md says why)")?;
     }
     if !report.conversations.is_empty() {
         writeln!(

@@ -138,6 +138,7 @@ impl HostSpec {
         let chunk = show_size(self.chunk);
         match self.trouble {
             Trouble::Stall(0) => format!("chunk={chunk}"),
+            Trouble::Contention(p) if p <= 0.0 => format!("chunk={chunk}"),
             Trouble::Stall(stall) => format!("chunk={chunk},stall={stall}"),
             Trouble::Contention(p) => format!("chunk={chunk},contention={p}"),
         }
