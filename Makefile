@@ -3,7 +3,7 @@
 CARGO ?= cargo
 TARGET := x86_64-unknown-linux-gnu
 
-.PHONY: demo test lint bench bench-check fuzz-vmm static lab lab-test clean
+.PHONY: demo test lint bench bench-check fuzz-vmm static lab lab-test lab-memfd clean
 
 # Every guest against every policy, each case in a VM of its own.
 demo:
@@ -45,6 +45,10 @@ lab:
 # Real kernels, in the lab.
 lab-test: static
 	guest-tests/lab/linux-tests
+
+# Memory model guest-memfd, in the lab; skipped unless its kernel has been built (memfd-tests --build).
+lab-memfd:
+	guest-tests/lab/memfd-tests
 
 clean:
 	$(CARGO) clean
