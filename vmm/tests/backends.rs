@@ -119,14 +119,14 @@ fn guest_memfd_sees_the_same_as_alias() {
     let mut early = 0;
     for number in 0..CASES / 3 {
         let mut alias = case(number, Backend::Emulated);
+        (alias.range, alias.timeout) = (alias.range.min(256 << 10), Duration::from_secs(120));
         if number == 0 {
             // It accepts only the tail of a conversion, and uses all of it.
             alias.guest = GuestSource::BuiltIn(mapgpa_guests::Guest::Edk2Y2023);
-            alias.policy = Policy::parse("chunk=64K").expect("a policy");
-            (alias.range, alias.plan) = (256 << 10, Plan::RoundTrip);
+            alias.policy = Policy::parse("chunk=1M").expect("a policy");
+            (alias.range, alias.plan) = (2 << 20, Plan::RoundTrip);
             (alias.layout, alias.bound, alias.guest_chunk) = (Layout::Contiguous, BOUND_OWN, 0);
         }
-        (alias.range, alias.timeout) = (alias.range.min(256 << 10), Duration::from_secs(120));
         let memfd = Case { memory_model: MemoryModel::GuestMemfd, ..alias.clone() };
         let name = format!("{number}: {} under {}", alias.guest.name(), alias.policy);
         let (alias, unseen) = without_early_accesses(run(alias, &directory));
