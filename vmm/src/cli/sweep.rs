@@ -97,7 +97,8 @@ fn kernel(args: &SweepArgs, sweep: &Sweep, path: &Path) -> Result<LinuxCase, Cli
         until: Some(Until::Conversions),
     };
     let mut case = LinuxCase::load(&options, Policy::parse("complete")?)?;
-    (case.seed, case.gpaw, case.timeout) = (sweep.seed, sweep.gpaw, sweep.timeout);
+    let run = &mut case.run;
+    (run.seed, run.gpaw, run.timeout) = (sweep.seed, sweep.gpaw, sweep.timeout);
     case.check()?;
     let mode = emulated::kernel_mode().map_err(RunError::from)?;
     if mode.is_fit() { Ok(case) } else { Err(RunError::Unfit { mode }.into()) }

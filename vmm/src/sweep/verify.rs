@@ -87,7 +87,7 @@ impl Sweep {
 
     /// Boots the kernel until its first conversion has ended.
     fn boot(&self, kernel: &mut LinuxCase, policy: &Policy) -> Found {
-        kernel.policy = policy.clone();
+        kernel.run.policy = policy.clone();
         let ran = kernel.run(None).map_err(|error| one_line(&error))?;
         if let Some(error) = ran.error {
             return Err(one_line(&error));
