@@ -254,6 +254,9 @@ impl Vcpu {
         sregs.idt = kvm_dtable::default();
         // PE and NE; MCE (VMXE is hidden); SCE, LME and NXE.
         (sregs.cr0, sregs.cr3, sregs.cr4, sregs.efer) = (0x21, 0, 0x40, 0x901);
+        if on_tcg() {
+            sregs.cr4 |= 0x20;
+        }
         sregs.apic_base = APIC_BASE | sregs.apic_base & 1 << 8;
         raw::ioctl_with(self.fd.0, ioctl::SET_SREGS, &mut sregs)?;
         let mut regs = kvm_regs {
@@ -285,6 +288,14 @@ impl Vcpu {
         raw::ioctl_with(self.fd.0, ioctl::GET_VCPU_EVENTS, &mut events)?;
         Ok((irr, events.nmi.pending != 0 || events.nmi.injected != 0))
     }
+}
+
+/// Whether this machine is QEMU's TCG. Its SVM does not come back from a guest with LME and without PAE
+/// and paging: `cpu_x86_update_cr0` (target/i386/helper.c) looks at the guest's CR4 when it is to turn the
+/// host's paging on again.
+fn on_tcg() -> bool {
+    let leaf = std::arch::x86_64::__cpuid(0x4000_0000);
+    [leaf.ebx, leaf.ecx, leaf.edx].map(u32::to_le_bytes).concat() == b"TCGTCGTCGTCG"
 }
 
 /// `tdx_has_emulated_msr`.
