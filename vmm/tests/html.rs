@@ -105,6 +105,8 @@ fn the_page_needs_no_network_and_has_its_figures() {
     assert_eq!(page.matches("<figure>").count(), 2 * 3 + 4);
     assert_eq!(page.matches("<figure>").count(), page.matches("<table>").count());
     assert!(page.matches("<svg").count() > 10);
+    // The closed form is drawn beside the measurement.
+    assert_eq!(page.matches("Measured and by the closed form").count(), 4);
     assert_eq!(page.matches("<svg").count(), page.matches("viewBox=").count());
 }
 

@@ -17,9 +17,7 @@ use kuva::render::theme::Theme;
 use mapgpa_abi::PAGE_SIZE;
 use maud::{Markup, PreEscaped, html};
 
-use super::sweep::{HeatMap, percent};
 use crate::compare::Row;
-use crate::sweep::Cell;
 use crate::units::{show_nanos, show_size};
 
 /// Colours of lines in the page's style: `--s0` to `--s7`.
@@ -34,11 +32,11 @@ const SHARES: [&str; 8] =
 /// What the two lines of the trade-off are, in the order of their colours.
 const SERIES: [&str; 2] = ["whole conversion", "longest single call"];
 
-fn colour(at: usize) -> String {
+pub(super) fn colour(at: usize) -> String {
     format!("var(--s{})", at % COLOURS)
 }
 
-fn layout(plots: &[Plot], width: f64, height: f64) -> Layout {
+pub(super) fn layout(plots: &[Plot], width: f64, height: f64) -> Layout {
     let line = || "var(--line)".to_owned();
     let ink = || "currentColor".to_owned();
     let theme = Theme {
@@ -63,7 +61,7 @@ fn layout(plots: &[Plot], width: f64, height: f64) -> Layout {
 }
 
 /// The SVG of a chart, which scales with the page, and `label` for those who do not see it.
-fn svg(plots: Vec<Plot>, layout: Layout, label: &str) -> Markup {
+pub(super) fn svg(plots: Vec<Plot>, layout: Layout, label: &str) -> Markup {
     let scene = render_multiple(plots, layout);
     let drawn = SvgBackend::new().render_scene(&scene);
     // kuva gives the drawing a fixed size in the first two attributes.
@@ -86,7 +84,7 @@ fn time_ticks() -> TickFormat {
 
 /// Sizes on a logarithmic axis: what is no power of two is rounded to one digit of it.
 #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "ticks of an axis")]
-fn size_ticks() -> TickFormat {
+pub(super) fn size_ticks() -> TickFormat {
     TickFormat::Custom(Arc::new(|log| {
         if log.fract().abs() < 1e-6 {
             show_size(1 << (log.round() as u32).min(62))
@@ -103,7 +101,7 @@ fn bytes_ticks() -> TickFormat {
 }
 
 #[expect(clippy::cast_precision_loss, reason = "drawn to a pixel")]
-const fn float(value: u64) -> f64 {
+pub(super) const fn float(value: u64) -> f64 {
     value as f64
 }
 
@@ -200,7 +198,7 @@ pub fn trade_off(rows: &[&Row]) -> Markup {
 }
 
 /// The names of lines, in the order of their colours; text of the page, so that it wraps.
-fn legend(names: impl Iterator<Item = String>) -> Markup {
+pub(super) fn legend(names: impl Iterator<Item = String>) -> Markup {
     html! {
         ul.legend {
             @for (at, name) in names.enumerate() {
@@ -323,52 +321,4 @@ pub fn strip(row: &Row, range: u64) -> Option<Markup> {
         .with_show_grid(false);
     layout.show_colorbar = false;
     Some(svg(plots, layout, &format!("Which pages have changed state when, under {}", row.name())))
-}
-
-/// The heat map of a guest's odds.
-#[must_use]
-pub fn odds(map: &HeatMap<'_>) -> Markup {
-    let share = |cell: &Option<&Cell>| cell.and_then(Cell::share).unwrap_or(0.0);
-    // kuva draws the first row lowest.
-    let rows: Vec<_> = map.rows.iter().rev().collect();
-    let data: Vec<Vec<f64>> =
-        rows.iter().map(|(_, cells)| cells.iter().map(share).collect()).collect();
-    let least = data.iter().flatten().copied().fold(1.0, f64::min);
-    let most = data.iter().flatten().copied().fold(0.0, f64::max);
-    let colours = ColorMap::Custom(Arc::new(move |t| {
-        let share = least + t * (most - least);
-        format!("color-mix(in oklab, var(--good) {:.0}%, var(--bad))", share * 100.0)
-    }));
-    let tips = rows.iter().flat_map(|(name, cells)| {
-        cells.iter().map(move |cell| match cell {
-            Some(cell) => format!(
-                "chunk {}, {name}: {} of {} survive; closed form {:.1} %",
-                show_size(cell.chunk),
-                cell.survived,
-                cell.runs,
-                cell.closed_form * 100.0
-            ),
-            None => "not run".to_owned(),
-        })
-    });
-    let heat = Heatmap::new().with_data(data).with_color_map(colours).with_tooltip_labels(tips);
-    let plots = vec![Plot::Heatmap(heat)];
-    let height = 90.0 + 26.0 * rows.len() as f64;
-    let mut layout = layout(&plots, 760.0, height)
-        .with_x_categories(map.chunks.iter().map(|chunk| show_size(*chunk)).collect())
-        .with_y_categories(rows.iter().map(|(name, _)| name.clone()).collect())
-        .with_x_label("bytes that a call converts")
-        .with_show_grid(false);
-    layout.show_colorbar = false;
-    for (line, (_, cells)) in (1_u32..).zip(&rows) {
-        for (column, cell) in (1_u32..).zip(cells) {
-            let text = cell.and_then(Cell::share).map_or_else(|| "?".to_owned(), percent);
-            // The text stands 6 pixels above its anchor.
-            let at = TextAnnotation::new(text, f64::from(column), f64::from(line) - 0.42)
-                .with_color("var(--cell)")
-                .with_font_size(12);
-            layout = layout.with_annotation(at);
-        }
-    }
-    svg(plots, layout, &format!("Share of conversions that {} survives", map.title))
 }

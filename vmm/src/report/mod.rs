@@ -9,6 +9,7 @@ pub mod page;
 mod record;
 mod run;
 pub mod sweep;
+pub mod sweep_charts;
 pub mod table;
 pub mod text;
 mod trace;

@@ -4,7 +4,7 @@ use std::io::{self, Write};
 
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 
-use super::{charts, compare as compare_report, sweep as sweep_report};
+use super::{charts, compare as compare_report, sweep as sweep_report, sweep_charts};
 use crate::compare::{CompareReport, Outcome, Row};
 use crate::sweep::{Cell, SweepReport};
 use crate::units::show_size;
@@ -147,7 +147,11 @@ fn sweep(report: &SweepReport) -> Markup {
                         p { "Percentage that survives: the guest reports success, and all pages "
                             "are converted." }
                     }
-                    div.chart { (charts::odds(map)) }
+                    div.chart { (sweep_charts::odds(map)) }
+                    @if let Some(chart) = sweep_charts::closed_form(map) {
+                        p.under { "Points: measured. Lines: what the bound alone gives, (1-p^b)^n." }
+                        div.chart { (chart) }
+                    }
                     @let cells: Vec<&Cell> =
                         map.rows.iter().flat_map(|(_, cells)| cells.iter().flatten().copied()).collect();
                     details { summary { "Figures, with the closed form (1-p^b)^n" }
