@@ -59,7 +59,7 @@ pub fn express(policy: &Policy, kernel: Kernel) -> Result<(), Inexpressible> {
         _ => None,
     };
     let name = format!("the nearest to {}", policy.name);
-    let nearest = nearest.unwrap_or(Policy { name, rules });
+    let nearest = nearest.unwrap_or(Policy { name, rules, script: None });
     Err(Inexpressible { policy: policy.name.clone(), kernel, why, nearest })
 }
 

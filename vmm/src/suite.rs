@@ -54,6 +54,8 @@ pub const POLICIES: &[&str] = &[
 /// A case that was run, or could not be.
 #[derive(Debug)]
 pub struct CaseResult {
+    /// Which of the suite's cases, those of other shards included, from 1.
+    pub number: usize,
     /// The guest's name.
     pub guest: String,
     /// The policy's name.
@@ -138,9 +140,9 @@ pub fn in_shard(guest: &str, policy: &str, index: u64, count: u64) -> bool {
     hash % count == index - 1
 }
 
-/// Runs `cases` with `jobs` threads; `progress` is called after each.
+/// Runs `cases`, each with its number, with `jobs` threads; `progress` is called after each.
 pub fn run(
-    cases: &[Case],
+    cases: &[(usize, Case)],
     expectations: &Expectations,
     jobs: usize,
     progress: impl Fn(&CaseResult) + Sync,
@@ -153,8 +155,8 @@ pub fn run(
             scope.spawn(|| {
                 while !interrupt::requested() {
                     let at = next.fetch_add(1, Ordering::Relaxed);
-                    let Some(case) = cases.get(at) else { return };
-                    let Some(result) = run_one(case, expectations) else { return };
+                    let Some((number, case)) = cases.get(at) else { return };
+                    let Some(result) = run_one(*number, case, expectations) else { return };
                     progress(&result);
                     results.lock().unwrap_or_else(PoisonError::into_inner).insert(at, result);
                 }
@@ -170,7 +172,7 @@ pub fn run(
 }
 
 /// Runs one case; nothing if the user interrupted it.
-fn run_one(case: &Case, expectations: &Expectations) -> Option<CaseResult> {
+fn run_one(number: usize, case: &Case, expectations: &Expectations) -> Option<CaseResult> {
     let guest = case.guest.name();
     let policy = case.policy.name.clone();
     let expected = expectations.of(&guest, &policy, case.front_end);
@@ -179,5 +181,5 @@ fn run_one(case: &Case, expectations: &Expectations) -> Option<CaseResult> {
         Ok(Ran { report, error, .. }) => (Ok(report), error.map(|error| one_line(&error))),
         Err(error) => (Err(one_line(&error)), None),
     };
-    Some(CaseResult { guest, policy, expected, report, error })
+    Some(CaseResult { number, guest, policy, expected, report, error })
 }

@@ -128,11 +128,12 @@ fn results_are_as_expected_and_independent_of_jobs() {
     let cases = all_cases(M2);
     let expectations = Expectations::built_in().expect("well formed");
     let seen = std::sync::atomic::AtomicUsize::new(0);
-    let one = suite::run(&cases, &expectations, 1, |_| {
+    let numbered: Vec<_> = (1..).zip(cases.iter().cloned()).collect();
+    let one = suite::run(&numbered, &expectations, 1, |_| {
         seen.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
     });
     assert_eq!(seen.into_inner(), cases.len());
-    let many = suite::run(&cases, &expectations, 7, |_| {});
+    let many = suite::run(&numbered, &expectations, 7, |_| {});
     assert_eq!((one.cases.len(), one.left_out), (cases.len(), 0));
     for ((case, one), many) in cases.iter().zip(&one.cases).zip(&many.cases) {
         assert_eq!(one.policy, case.policy.name, "in order");

@@ -152,7 +152,8 @@ fn suites() {
         // A case that could not be run has no run object.
         let mut failed = value;
         failed["cases"][0] = json!({
-            "guest": "svsm", "policy": "complete", "verdict": "error", "error": "KVM_RUN failed",
+            "number": 1, "guest": "svsm", "policy": "complete", "verdict": "error",
+            "error": "KVM_RUN failed",
             "expected": [], "as_expected": false
         });
         holds(validator, &failed);
@@ -231,9 +232,12 @@ fn traces() {
             output(&format!("{run} --backend hosted --trace {}", file.display()));
             let text = std::fs::read_to_string(&file).expect("the trace");
             assert!(!text.is_empty());
-            for line in text.lines() {
-                let value: Value = serde_json::from_str(line).expect("one object a line");
+            for (at, line) in text.lines().enumerate() {
+                let mut value: Value = serde_json::from_str(line).expect("one object a line");
                 holds(validator, &value);
+                // What was run is on the first line, and on no other.
+                let run = value.as_object_mut().and_then(|line| line.remove("run"));
+                assert_eq!(run.is_some(), at == 0, "{line}");
                 if seen.insert(value["status"].to_string()) {
                     let passing = passing(validator, &value);
                     assert!(passing.is_empty(), "{passing:#?}");
@@ -241,6 +245,23 @@ fn traces() {
             }
         }
         assert!(seen.len() >= 3, "{seen:?}");
+    });
+}
+
+#[test]
+fn campaigns() {
+    let scratch = Scratch::new("schema-fuzz");
+    validated("fuzz", |validator| {
+        for fuzz in ["openvmm --seeds 200", "reference --class legal --seeds 50 --shard 2/3"] {
+            let cases = scratch.path("cases").display().to_string();
+            let value = object(&format!("fuzz {fuzz} --format json --cases {cases}"));
+            holds(validator, &value);
+            let passing = passing(validator, &value);
+            // Where there was no error, one might have been.
+            let has_error = |form: &&String| form.contains("\"error\":\"");
+            let passing: Vec<_> = passing.iter().filter(|form| !has_error(form)).collect();
+            assert!(passing.is_empty(), "{fuzz}: {passing:#?}");
+        }
     });
 }
 

@@ -5,14 +5,15 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::{RunError, trace_error};
+use super::{Recipe, RunError, trace_error};
 use crate::backend::End;
 use crate::backend::emulated::EmulatedError;
 use crate::engine::{FrontEnd, Settings};
 use crate::judge::{Judge, Rules};
 use crate::policy::Policy;
 use crate::report::{
-    Console, Host, KernelRow, RUN_SCHEMA, Record, Recorder, RunReport, Totals, Trace, Verdict,
+    Console, Follow, Host, KernelRow, RUN_SCHEMA, Record, Recorder, RunReport, Totals, Trace,
+    Verdict,
 };
 
 /// Time-out of a kernel or a firmware unless the user says otherwise.
@@ -61,16 +62,20 @@ impl MachineRun {
         }
     }
 
-    /// Its recorder; the console's lines go to `show` as they come.
+    /// Its recorder; the console's lines go to `show` as they come, calls are held against those that
+    /// `follow` has, and the trace says that the run is made of `recipe`.
     pub(crate) fn recorder(
         &self,
         show: Option<Box<dyn Write + Send>>,
         until_conversion: bool,
+        recipe: Option<Recipe>,
+        follow: Option<Follow>,
     ) -> Result<Recorder, RunError> {
-        let trace = self.trace.as_deref().map(Trace::create).transpose();
+        let trace = self.trace.as_deref().map(|path| Trace::create(path, recipe)).transpose();
         let trace = trace.map_err(|source| self.trace_error(source))?;
         let judge = Judge::new(self.rules, self.policy.is_special());
-        Ok(Recorder::new(judge, trace).with_console(Console::new(show), until_conversion))
+        let recorder = Recorder::new(judge, trace).following(follow);
+        Ok(recorder.with_console(Console::new(show), until_conversion))
     }
 
     /// What its engine is made with.

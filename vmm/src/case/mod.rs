@@ -2,6 +2,7 @@
 
 mod error;
 pub mod machine;
+mod recipe;
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -16,10 +17,11 @@ use crate::judge::{Judge, Rules};
 use crate::memory::MemoryModel;
 use crate::pagemap::Pages;
 use crate::policy::Policy;
-use crate::report::{Host, Record, Recorder, RunReport, Totals, Trace, Verdict};
+use crate::report::{Follow, Host, Record, Recorder, RunReport, Totals, Trace, Verdict};
 
 pub(crate) use error::trace_error;
 pub use error::{CaseError, RunError};
+pub use recipe::{KernelForm, Recipe, RunForm, layout_by_name, plan_by_name, until_by_name};
 
 /// What runs as the guest.
 #[derive(Debug, Clone)]
@@ -281,12 +283,23 @@ impl Case {
     /// # Errors
     /// The run could not begin.
     pub fn run(&self) -> Result<Ran, RunError> {
+        self.run_followed(None)
+    }
+
+    /// As [`Case::run`], with its calls held against recorded ones.
+    ///
+    /// # Errors
+    /// The run could not begin.
+    pub fn run_followed(&self, follow: Option<Follow>) -> Result<Ran, RunError> {
         let fresh = self.trace.as_ref().is_some_and(|path| !path.exists());
         let trace = match &self.trace {
-            Some(path) => Some(Trace::create(path).map_err(|source| trace_error(path, source))?),
+            Some(path) => Some(
+                Trace::create(path, Some(Recipe::of_test(self)))
+                    .map_err(|source| trace_error(path, source))?,
+            ),
             None => None,
         };
-        let recorder = Recorder::new(self.judge(), trace);
+        let recorder = Recorder::new(self.judge(), trace).following(follow);
         let started = Instant::now();
         let end = self.run_into(recorder, TOUCHED).inspect_err(|_| {
             // A run that did not begin leaves nothing behind.

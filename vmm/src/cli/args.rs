@@ -9,7 +9,9 @@ use mapgpa_abi::Direction;
 use mapgpa_abi::params::{BOUND_NONE, Layout, Plan};
 use mapgpa_kvm_model::Kernel;
 
+use super::fuzz_args::{FuzzArgs, MergeArgs, ReplayArgs};
 use super::measure_args::{CompareArgs, SweepArgs};
+use super::shard::{Shard, shard};
 use crate::engine::FrontEnd;
 use crate::firmware::case::Scenario;
 use crate::linux::machine::Until;
@@ -23,6 +25,7 @@ Examples:
   mapgpa run openvmm --policy r11=end --trace t.jsonl
   mapgpa explain chunk=64K,stall=2 --range 256K    what a policy says, without a guest
   mapgpa compare --range 1G --direction to-shared  what policies cost
+  mapgpa fuzz openvmm --class hostile              what nobody listed
   mapgpa host                                      what this machine can do
 
 Exit codes: 0 as expected, 1 violations found or a suite differs from its expectations, 2 usage or
@@ -79,6 +82,12 @@ pub(super) enum Command {
     Compare(CompareArgs),
     /// Which hosts a guest's bound on retries survives, and with which odds
     Sweep(SweepArgs),
+    /// Policies made from seeds, against one guest; what fails is made small and written as a case
+    Fuzz(FuzzArgs),
+    /// Cases and traces again: whether they still go the same way
+    Replay(ReplayArgs),
+    /// Joins the reports of the shards of one suite, fuzz or sweep
+    Merge(MergeArgs),
 }
 
 #[derive(Debug, Args)]
@@ -229,7 +238,8 @@ pub(super) struct SuiteArgs {
     /// What is expected, instead of the built-in expectations
     #[arg(long, value_name = "FILE")]
     pub(super) expect: Option<PathBuf>,
-    /// Only part I of N of the cases, by a hash of their names
+    /// Only part I of N of the cases, by a hash of their names; `auto` or `auto/N` takes I from the
+    /// environment (docs/ci.md)
     #[arg(long, value_name = "I/N", value_parser = shard)]
     pub(super) shard: Option<Shard>,
     /// Cases at a time [default: the number of processors]
@@ -413,22 +423,6 @@ pub(super) enum OnViolation {
     #[default]
     Continue,
     Stop,
-}
-
-/// A part of a suite: `index` of `count`, from 1.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Shard {
-    pub(super) index: u64,
-    pub(super) count: u64,
-}
-
-fn shard(text: &str) -> Result<Shard, String> {
-    let parts = text.split_once('/');
-    let parts = parts.and_then(|(i, n)| Some((units::number(i)?, units::number(n)?)));
-    match parts {
-        Some((index, count)) if (1..=count).contains(&index) => Ok(Shard { index, count }),
-        _ => Err(format!("expected I/N with I from 1 to N, such as 1/4, found \"{text}\"")),
-    }
 }
 
 fn bound(text: &str) -> Result<u64, String> {

@@ -34,7 +34,7 @@ impl<'a> Bundle<'a> {
     /// Opens the bundle at `path`, if there is to be one, and has each case write a trace for it.
     pub(super) fn open(
         path: Option<&'a Path>,
-        cases: &mut [Case],
+        cases: &mut [(usize, Case)],
     ) -> Result<Option<Self>, CliError> {
         let Some(output) = Output::create("--bundle", path)? else { return Ok(None) };
         let directory = std::env::temp_dir().join(format!("mapgpa-bundle-{}", std::process::id()));
@@ -43,14 +43,14 @@ impl<'a> Bundle<'a> {
             path: directory.display().to_string(),
             source,
         })?;
-        for (number, case) in (1..).zip(cases) {
+        for (number, case) in cases {
             case.trace = Some(directory.join(format!("{number:04}.jsonl")));
         }
         Ok(Some(Self { output, traces: Traces(directory) }))
     }
 
     /// Writes it: README, host facts, matrix, the suite's object, and the trace of each case by its
-    /// place in that object.
+    /// number there.
     pub(super) fn write(self, result: &SuiteResult) -> Result<(), CliError> {
         let Self { output, traces } = self;
         let facts = host::look();
@@ -83,7 +83,7 @@ fn readme() -> String {
         "Made by mapgpa {} with: {}\n\n\
          host.txt, host.json  what the machine can do, and its versions\n\
          matrix.txt           guests and policies: a letter for each check that failed\n\
-         suite.json           a report of each case, in order\n\
+         suite.json           a report of each case, with its number\n\
          traces/NNNN.jsonl    the MapGPA calls of case NNNN, a line for each call and reply\n",
         env!("CARGO_PKG_VERSION"),
         command.join(" ")

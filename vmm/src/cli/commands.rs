@@ -141,7 +141,7 @@ pub(super) fn explain(
 }
 
 /// What is said to the options of kernels without one.
-const NEEDS_KERNEL: &str = "--initrd, --cmdline, --swiotlb, --module, --kexec, --until and --console \
+pub(super) const NEEDS_KERNEL: &str = "--initrd, --cmdline, --swiotlb, --module, --kexec, --until and --console \
                             are about a kernel: they need --kernel";
 
 /// `mapgpa run`

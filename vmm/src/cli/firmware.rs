@@ -6,6 +6,7 @@ use super::args::{BackendArg, MemoryModelArg, RunArgs};
 use super::{CliError, linux, resolve};
 use crate::case::Ran;
 use crate::firmware::case::{FirmwareCase, MEMORY, Options};
+use crate::policy::Policy;
 
 /// What is said to the options of kernels without one.
 const NEEDS_KERNEL: &str = "--initrd, --cmdline, --swiotlb, --module and --kexec are about a kernel: \
@@ -36,15 +37,16 @@ pub(super) fn run(args: &RunArgs, firmware: &Path) -> Result<Ran, CliError> {
     let kernel = args.linux.kernel.as_deref();
     let options = Options {
         firmware: firmware.to_owned(),
-        kernel: kernel.map(|kernel| linux::options(args, kernel, MEMORY)),
+        kernel: kernel.map(|kernel| linux::options(&args.linux, &args.case, kernel, MEMORY)),
         scenarios: args.firmware.scenario.iter().map(|scenario| (*scenario).into()).collect(),
         until: args.linux.until.map(Into::into),
         memory: args.case.memory.unwrap_or(MEMORY),
     };
-    let (policy, stands_for) = linux::policy(args)?;
+    let (policy, stands_for) = linux::policy(Policy::parse(&args.policy)?, &args.case)?;
     // What is wrong with the image is said even where no firmware could run.
     let mut case = FirmwareCase::load(&options, policy)?;
-    linux::set(&mut case.run, args, stands_for);
+    linux::set(&mut case.run, &args.case, stands_for);
+    case.run.trace.clone_from(&args.trace);
     case.check()?;
     case.run.gpaw = resolve::emulated(&args.case)?.gpaw;
     case.check()?;

@@ -7,6 +7,7 @@ use clap::Args;
 
 use super::args::{CaseArgs, Format};
 use super::lists;
+use super::shard::{Shard, shard};
 use crate::units;
 
 const SWEEP_AFTER: &str = "\
@@ -111,6 +112,9 @@ pub(super) struct SweepArgs {
     /// agree. Its swiotlb is set to --range
     #[arg(long, value_name = "IMAGE")]
     pub(super) verify_kernel: Option<PathBuf>,
+    /// Only part I of N of the cells; `auto` or `auto/N` takes I from the environment (docs/ci.md)
+    #[arg(long, value_name = "I/N", value_parser = shard)]
+    pub(super) shard: Option<Shard>,
     /// Threads [default: the number of processors]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub(super) jobs: Option<u16>,

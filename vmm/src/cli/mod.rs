@@ -5,28 +5,36 @@ mod bundle;
 mod commands;
 mod compare;
 mod firmware;
+mod fuzz;
+mod fuzz_args;
 mod linux;
 mod lists;
 mod measure_args;
 mod measured;
+mod merge;
 mod output;
+mod replay;
 mod resolve;
+mod shard;
 mod suite;
 mod sweep;
 
 use std::process::ExitCode;
 
-use clap::Parser;
+use clap::{CommandFactory, FromArgMatches};
 
 use crate::case::{CaseError, RunError};
 use crate::compare::CompareError;
 use crate::expect::ExpectError;
 use crate::express::Inexpressible;
 use crate::firmware::case::FirmwareCaseError;
+use crate::fuzz::FuzzError;
 use crate::linux::case::LinuxError;
 use crate::memory::MemoryError;
+use crate::merge::MergeError;
 use crate::one_line;
 use crate::policy::PolicyError;
+use crate::replay::ReplayError;
 use args::{Cli, Command};
 
 /// What ends a command without a result, and its exit code.
@@ -89,6 +97,15 @@ enum CliError {
     /// Nothing can be measured.
     #[error(transparent)]
     Compare(#[from] CompareError),
+    /// A file cannot be replayed.
+    #[error(transparent)]
+    Replay(#[from] ReplayError),
+    /// Reports that cannot be joined.
+    #[error(transparent)]
+    Merge(#[from] MergeError),
+    /// The fuzzer made a mistake.
+    #[error("fuzz")]
+    Fuzz(#[source] FuzzError),
     /// Stdout is gone, or a signal handler is refused.
     #[error("{0}")]
     Io(&'static str, #[source] std::io::Error),
@@ -104,8 +121,11 @@ impl CliError {
     fn exit_code(&self) -> u8 {
         match self {
             Self::Run(RunError::Trace { .. } | RunError::Module(_) | RunError::Firmware(_)) => 2,
-            Self::Backend { .. } | Self::TdxInexpressible(_) | Self::Run(_) => 3,
-            Self::Io(..) | Self::Compare(_) => 4,
+            Self::Backend { .. }
+            | Self::TdxInexpressible(_)
+            | Self::Run(_)
+            | Self::Replay(ReplayError::Run { .. }) => 3,
+            Self::Io(..) | Self::Compare(_) | Self::Fuzz(_) => 4,
             _ => 2,
         }
     }
@@ -167,10 +187,14 @@ fn usage(error: &clap::Error) -> ExitCode {
 /// Runs the command line of this process.
 #[must_use]
 pub fn main() -> ExitCode {
-    let cli = match Cli::try_parse() {
-        Ok(cli) => cli,
+    let parsed = Cli::command()
+        .try_get_matches()
+        .and_then(|matches| Ok((Cli::from_arg_matches(&matches)?, matches)));
+    let (cli, matches) = match parsed {
+        Ok(parsed) => parsed,
         Err(error) => return usage(&error),
     };
+    let matches = matches.subcommand().map_or(&matches, |(_, matches)| matches);
     let bisect = matches!(&cli.command, Command::Run(args) if args.git_bisect);
     let result = crate::interrupt::install()
         .map_err(|source| CliError::Io("cannot handle signals", source))
@@ -184,6 +208,9 @@ pub fn main() -> ExitCode {
             Command::Suite(args) => suite::suite(&args),
             Command::Compare(args) => compare::compare(&args),
             Command::Sweep(args) => sweep::sweep(&args),
+            Command::Fuzz(args) => fuzz::fuzz(&args, matches),
+            Command::Replay(args) => replay::replay(&args),
+            Command::Merge(args) => merge::merge(&args),
         });
     match result {
         Ok(Found::HostCannot) | Err(_) if bisect => {

@@ -55,8 +55,8 @@ pub(super) fn suite(args: &SuiteArgs) -> Result<Found, CliError> {
     Ok(found(&result))
 }
 
-/// The cases of the suite: guests in their order, policies in theirs.
-fn cases(args: &SuiteArgs) -> Result<Vec<Case>, CliError> {
+/// The cases of the suite and their numbers: guests in their order, policies in theirs.
+fn cases(args: &SuiteArgs) -> Result<Vec<(usize, Case)>, CliError> {
     let names: Vec<String> = if args.policies.is_empty() {
         POLICIES.iter().map(ToString::to_string).collect()
     } else {
@@ -78,9 +78,11 @@ fn cases(args: &SuiteArgs) -> Result<Vec<Case>, CliError> {
         args.guests.iter().map(String::as_str).collect()
     };
     let mut cases = Vec::with_capacity(guests.len() * policies.len());
+    let mut number = 0;
     for guest in guests {
         let source = resolve::guest(guest)?;
         for policy in &policies {
+            number += 1;
             let mut case = resolve::case(source.clone(), policy.clone(), &args.case, ground);
             case.guest_chunk = args.guest_chunk.unwrap_or(0);
             match case.check() {
@@ -96,7 +98,7 @@ fn cases(args: &SuiteArgs) -> Result<Vec<Case>, CliError> {
                 .shard
                 .is_none_or(|shard| in_shard(guest, &policy.0.name, shard.index, shard.count));
             if kept {
-                cases.push(case);
+                cases.push((number, case));
             }
         }
     }

@@ -15,7 +15,7 @@ use crate::linux::case::{LinuxCase, MEMORY, Options};
 use crate::linux::machine::Until;
 use crate::policy::Policy;
 use crate::report::{page, sweep as report};
-use crate::sweep::{GuestSpec, HostSpec, Sweep, Trouble};
+use crate::sweep::{GuestSpec, HostSpec, Sweep, SweepReport, Trouble};
 
 /// The most cells: what people look at.
 const CELLS_MAX: usize = 100_000;
@@ -31,6 +31,7 @@ pub(super) fn sweep(args: &SweepArgs) -> Result<Found, CliError> {
         seed: args.seed,
         seeds: args.seeds,
         jobs: resolve::jobs(args.jobs),
+        shard: args.shard.map_or((1, 1), |shard| (shard.index, shard.count)),
         timeout: args.timeout,
         verify: args.verify,
         gpaw: emulated::default_gpaw().unwrap_or(HOSTED_GPAW),
@@ -60,9 +61,14 @@ pub(super) fn sweep(args: &SweepArgs) -> Result<Found, CliError> {
         &|out| page::write(out, None, Some(&result)),
         &|out| report::write(out, &result, colour),
     )?;
+    Ok(found(&result))
+}
+
+/// What the exit code of a sweep is made of.
+pub(super) fn found(result: &SweepReport) -> Found {
     let failed = result.cells.iter().any(|cell| cell.error.is_some())
         || result.verified.iter().any(|verified| verified.error.is_some());
-    Ok(if result.interrupted {
+    if result.interrupted {
         Found::Interrupted
     } else if result.verified.iter().any(|cell| cell.error.is_none() && !cell.agrees()) {
         Found::Violations
@@ -70,7 +76,7 @@ pub(super) fn sweep(args: &SweepArgs) -> Result<Found, CliError> {
         Found::HostCannot
     } else {
         Found::Expected
-    })
+    }
 }
 
 /// The kernel in the file `path`, whose first conversion is of the sweep's range, as far as it can be

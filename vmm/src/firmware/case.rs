@@ -206,7 +206,7 @@ impl FirmwareCase {
             None if self.exits() => Until::Exit,
             None => Until::Bds,
         };
-        let recorder = self.run.recorder(show, until == Until::Conversions)?;
+        let recorder = self.run.recorder(show, until == Until::Conversions, None, None)?;
         let (pc, interrupt) = Pc::new(until, self.run.memory).map_err(EmulatedError::Interrupt)?;
         let wanted = Wanted {
             fw_cfg: self.fw_cfg(),

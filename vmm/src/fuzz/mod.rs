@@ -5,6 +5,7 @@
 //! shards can be joined. With a time limit the seeds that were run are the first so many.
 
 mod generate;
+mod report;
 mod shrink;
 mod target;
 
@@ -14,6 +15,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 pub use generate::Fixed;
+pub use report::{FindingRow, FuzzReport, SCHEMA};
 pub use target::{Outcome, Target};
 
 use crate::case::{Backend, RunError};

@@ -1,13 +1,13 @@
 //! What the judge says, and the limits that it is given.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::engine::Phase;
 
 use super::Check;
 
 /// The class of a case: what the replies that were really given ask of a guest.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Class {
     /// True, at most two replies in a row without progress, no error: the guest must converge.
@@ -18,6 +18,19 @@ pub enum Class {
     Refusing,
     /// A lie, or R11 or status outside the protocol: any end without a violation.
     Hostile,
+}
+
+impl Class {
+    /// Its name in reports.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Legal => "legal",
+            Self::Stalling => "stalling",
+            Self::Refusing => "refusing",
+            Self::Hostile => "hostile",
+        }
+    }
 }
 
 /// Limits and reaction of a judge.
@@ -62,7 +75,7 @@ fn hex_or_null<S: serde::Serializer>(gpa: &Option<u64>, serializer: S) -> Result
 }
 
 /// How the guest ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum GuestResult {
     /// It says that all went well.
@@ -75,6 +88,20 @@ pub enum GuestResult {
     Timeout,
     /// The run ended before the guest did.
     None,
+}
+
+impl GuestResult {
+    /// Its name in reports.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Success => "success",
+            Self::Failure => "failure",
+            Self::Crash => "crash",
+            Self::Timeout => "timeout",
+            Self::None => "none",
+        }
+    }
 }
 
 /// What the judge says of a run.

@@ -11,10 +11,10 @@ use super::initramfs::{self, Module, ModuleError};
 use super::machine::{Machine, Until};
 use crate::backend::emulated::{self, EmulatedError, KernelMode, KernelSetup, MachineSetup};
 use crate::case::machine::MachineRun;
-use crate::case::{HIGH_START, LOW_END, Ran, RunError};
+use crate::case::{HIGH_START, LOW_END, Ran, Recipe, RunError};
 use crate::patch::Patched;
 use crate::policy::Policy;
-use crate::report::KernelRow;
+use crate::report::{Follow, KernelRow};
 use crate::units::show_size;
 
 /// Memory of a kernel unless the user says otherwise, in bytes.
@@ -180,6 +180,8 @@ impl Software {
 /// A run of a kernel that has been checked as far as that goes without running.
 #[derive(Debug, Clone)]
 pub struct LinuxCase {
+    /// What the user asked for.
+    pub options: Options,
     name: String,
     software: Software,
     /// What is asked of the run.
@@ -193,10 +195,17 @@ impl LinuxCase {
     /// A file cannot be used.
     pub fn load(options: &Options, policy: Policy) -> Result<Self, LinuxError> {
         Ok(Self {
+            options: options.clone(),
             name: options.kernel.display().to_string(),
             software: Software::load(options)?,
             run: MachineRun::new(policy, options.memory),
         })
+    }
+
+    /// Its release, if its image says so.
+    #[must_use]
+    pub fn version(&self) -> Option<&str> {
+        self.software.kernel.version.as_deref()
     }
 
     /// Its name in reports: the kernel's file.
@@ -243,9 +252,26 @@ impl LinuxCase {
     /// # Errors
     /// The run could not begin: this host's KVM cannot run kernels, or a host call failed.
     pub fn run(&self, show: Option<Box<dyn Write + Send>>) -> Result<Ran, RunError> {
+        self.run_followed(show, None)
+    }
+
+    /// As [`LinuxCase::run`], with its calls held against recorded ones.
+    ///
+    /// # Errors
+    /// The run could not begin.
+    pub fn run_followed(
+        &self,
+        show: Option<Box<dyn Write + Send>>,
+        follow: Option<Follow>,
+    ) -> Result<Ran, RunError> {
         let mode = fit_mode()?;
         let until = self.software.until;
-        let recorder = self.run.recorder(show, until == Until::Conversions)?;
+        let recorder = self.run.recorder(
+            show,
+            until == Until::Conversions,
+            Some(Recipe::of_kernel(self)),
+            follow,
+        )?;
         let (machine, interrupt) =
             Machine::new(until, self.run.memory).map_err(EmulatedError::Interrupt)?;
         let boot = boot::plan(self.wanted()).map_err(RunError::Boot)?;

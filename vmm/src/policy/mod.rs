@@ -8,12 +8,14 @@
 mod draw;
 mod presets;
 mod r11;
+mod script;
 mod show;
 mod spec;
 mod toml_form;
 mod toml_text;
 
 use std::fmt;
+use std::sync::Arc;
 
 use mapgpa_abi::tdcall::status;
 use mapgpa_abi::{Direction, PAGE_SIZE};
@@ -21,6 +23,7 @@ use mapgpa_abi::{Direction, PAGE_SIZE};
 pub use draw::Draw;
 pub use presets::{PRESETS, Preset};
 pub use r11::{Anchor, NAMED as NAMED_R11, R11, SharedBit};
+pub use script::{Said, Script};
 pub use spec::{SPEC_HELP, SpecError};
 pub use toml_form::{RuleForm, TomlError, rules};
 pub use toml_text::write_rules;
@@ -269,19 +272,22 @@ pub struct Rule {
 }
 
 /// A policy: the first rule that applies decides; if none does, the request is completed.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Default)]
 pub struct Policy {
     /// The spec string, or the name that a TOML file gives.
     pub name: String,
     /// The rules, in order.
     pub rules: Vec<Rule>,
+    /// Recorded decisions, which go before the rules.
+    pub script: Option<Arc<Script>>,
 }
 
 impl Policy {
     /// A policy of one rule without conditions.
     #[must_use]
     pub fn of(name: &str, action: Action) -> Self {
-        Self { name: name.to_owned(), rules: vec![Rule { when: Conditions::default(), action }] }
+        let rules = vec![Rule { when: Conditions::default(), action }];
+        Self { name: name.to_owned(), rules, script: None }
     }
 
     /// Reads a spec string, or the TOML file that it names (`*.toml`).
@@ -306,11 +312,16 @@ impl Policy {
     /// Decides one request.
     #[must_use]
     pub fn decide(&self, request: &Request, context: &Context) -> Decision {
-        self.rules
+        let decision = self
+            .rules
             .iter()
             .find(|rule| rule.when.hold(request))
             .map_or(&Action::COMPLETE, |rule| &rule.action)
-            .decide(request, context)
+            .decide(request, context);
+        match &self.script {
+            None => decision,
+            Some(script) => script.decide(request, decision),
+        }
     }
 
     /// Decides how an accept on `vcpu` at `gpa` is answered; `accept` counts the accepts of that

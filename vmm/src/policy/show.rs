@@ -116,7 +116,7 @@ mod tests {
             "chunk=2052K,stall=2",
             "complete,stall=3",
             "stall=forever,after=2",
-            "contention=0.1,stall=1",
+            "stall=1,contention=0.1",
             "budget=50000ns,cost=200ns",
             "budget=7ns",
             "r11=end",

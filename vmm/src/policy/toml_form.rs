@@ -12,7 +12,7 @@
 //! ```
 
 use mapgpa_abi::Direction;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use super::{Conditions, Policy, Rule, SpecError, spec};
 
@@ -98,17 +98,32 @@ struct File {
 }
 
 /// A rule as it is written.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RuleForm {
+    #[serde(skip_serializing_if = "Option::is_none")]
     direction: Option<DirectionForm>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     calls: Option<(u64, u64)>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     gpa: Option<(u64, u64)>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     vcpu: Option<u32>,
     r#do: String,
 }
 
-#[derive(Debug, Deserialize)]
+impl From<&Rule> for RuleForm {
+    fn from(rule: &Rule) -> Self {
+        let Conditions { direction, calls, gpa, vcpu } = rule.when;
+        let direction = direction.map(|direction| match direction {
+            Direction::ToShared => DirectionForm::ToShared,
+            Direction::ToPrivate => DirectionForm::ToPrivate,
+        });
+        Self { direction, calls, gpa, vcpu, r#do: rule.action.to_string() }
+    }
+}
+
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 enum DirectionForm {
     ToShared,
@@ -136,7 +151,7 @@ pub(super) fn parse(path: &str, text: &str) -> Result<Policy, TomlError> {
         return Err(TomlError::Name { path: path(), name });
     }
     let rules = rules(&path(), &file.rule)?;
-    Ok(Policy { name: file.name.unwrap_or_else(path), rules })
+    Ok(Policy { name: file.name.unwrap_or_else(path), rules, script: None })
 }
 
 /// Reads the rules that the file `path` has.

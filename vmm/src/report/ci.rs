@@ -102,6 +102,8 @@ pub fn ktap(out: &mut impl Write, suite: &SuiteResult) -> io::Result<()> {
 /// A case in the JSON object: the run object, with what was expected of it.
 #[derive(Serialize)]
 struct CaseObject<'a> {
+    /// Which of the suite's cases, those of other shards included, from 1.
+    number: usize,
     #[serde(flatten)]
     report: Option<&'a RunReport>,
     /// Where there is no run object, what identifies the case, and why there is none.
@@ -145,6 +147,7 @@ struct SuiteObject<'a> {
 /// The output cannot be written.
 pub fn json(out: &mut impl Write, suite: &SuiteResult) -> io::Result<()> {
     let cases = suite.cases.iter().map(|case| CaseObject {
+        number: case.number,
         report: case.report.as_ref().ok(),
         missing: case.report.is_err().then_some(MissingRun {
             guest: &case.guest,

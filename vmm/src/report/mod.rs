@@ -4,6 +4,8 @@ pub mod charts;
 pub mod ci;
 pub mod compare;
 mod console;
+mod follow;
+pub mod fuzz;
 pub mod matrix;
 pub mod page;
 mod record;
@@ -15,9 +17,10 @@ pub mod text;
 mod trace;
 
 pub use console::Console;
+pub use follow::{Divergence, Follow, Recorded};
 pub use record::{Record, Recorder};
 pub use run::{
     ConversationRow, FirmwareRow, Host, KernelRow, Outcome, PhaseRow, RunReport,
     SCHEMA as RUN_SCHEMA, Totals, Verdict,
 };
-pub use trace::Trace;
+pub use trace::{SCHEMA as TRACE_SCHEMA, Trace, TraceHeader};

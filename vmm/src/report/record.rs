@@ -3,7 +3,7 @@
 use mapgpa_abi::Direction;
 use mapgpa_abi::tdcall::{module, status};
 
-use super::{Console, ConversationRow, PhaseRow, Totals, Trace};
+use super::{Console, ConversationRow, Follow, PhaseRow, Totals, Trace};
 use crate::engine::{Accept, Call, Event, EventSink, Then};
 use crate::judge::{Judge, Judgement};
 
@@ -35,6 +35,7 @@ pub struct Record {
 pub struct Recorder {
     judge: Judge,
     trace: Option<Trace>,
+    follow: Option<Follow>,
     conversations: Vec<ConversationRow>,
     rows_dropped: u64,
     totals: Totals,
@@ -51,6 +52,7 @@ impl Recorder {
         Self {
             judge,
             trace,
+            follow: None,
             conversations: Vec::new(),
             rows_dropped: 0,
             totals: Totals {
@@ -70,6 +72,12 @@ impl Recorder {
             phases: Vec::new(),
             until_conversion: false,
         }
+    }
+
+    /// Holds the calls against recorded ones, if given, and ends the run at the first that is another.
+    #[must_use]
+    pub fn following(self, follow: Option<Follow>) -> Self {
+        Self { follow, ..self }
     }
 
     /// Keeps a kernel's console in `console`, and with `until_conversion` ends the run with the first
@@ -155,7 +163,12 @@ impl EventSink for Recorder {
             }
             _ => {}
         }
-        let then = self.judge.on(event);
+        let mut then = self.judge.on(event);
+        if let (Event::Call(call), Some(follow)) = (event, &self.follow)
+            && follow.on(call) == Then::Stop
+        {
+            then = Then::Stop;
+        }
         if let (true, Event::Closed { conversation, .. }) = (self.until_conversion, event) {
             self.judge.on(&Event::Exit { vcpu: conversation.vcpu, success: true });
             return Then::Stop;

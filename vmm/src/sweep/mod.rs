@@ -67,6 +67,8 @@ pub struct Sweep {
     pub seeds: u64,
     /// Threads.
     pub jobs: usize,
+    /// Which part of the cells is run: I and N of I/N.
+    pub shard: (u64, u64),
     /// When one conversion is ended at the latest.
     pub timeout: Duration,
     /// Cells that are run in VMs too, and as many with a kernel; 0: none.
@@ -226,7 +228,8 @@ impl Sweep {
     /// before its others, so that it has the first seed.
     fn parts(&self, cells: usize) -> Vec<(usize, u64, u64)> {
         let mut parts = Vec::new();
-        for at in 0..cells {
+        let (index, count) = self.shard;
+        for at in (0..cells).filter(|at| *at as u64 % count == index - 1) {
             let drawn = matches!(self.specs(at).1.trouble, Trouble::Contention(_));
             let seeds = if drawn { self.seeds } else { 1 };
             let mut first = 0;
@@ -255,6 +258,7 @@ impl Sweep {
             _ => wilson(sums.survived, sums.runs),
         };
         Cell {
+            number: at as u64 + 1,
             guest: guest.guest.info().name.to_owned(),
             bound: (patience.bound != u64::MAX && patience.retries).then_some(patience.bound),
             own_bound: guest.bound == BOUND_OWN,

@@ -11,6 +11,8 @@ pub const SCHEMA: &str = "mapgpa.sweep/1";
 /// A host, a guest, and how its conversions went.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Cell {
+    /// Which of the sweep's cells, those of other shards included, from 1.
+    pub number: u64,
     /// The guest's name.
     pub guest: String,
     /// Replies in a row without progress at which it gives up; null: never, or it does not retry.
