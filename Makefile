@@ -42,9 +42,10 @@ ARGS ?= host
 lab:
 	guest-tests/lab/lab -- $(ARGS)
 
-# Real kernels, in the lab.
+# Real kernels and firmware, in the lab.
 lab-test: static
 	guest-tests/lab/linux-tests
+	guest-tests/lab/firmware-tests
 
 # Memory model guest-memfd, in the lab; skipped unless its kernel has been built (memfd-tests --build).
 lab-memfd:

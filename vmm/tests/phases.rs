@@ -4,7 +4,7 @@
 
 mod support;
 
-use mapgpa::engine::Phase;
+use mapgpa::engine::{Ending, Phase};
 use mapgpa::pagemap::{PageState, Pages};
 use mapgpa_abi::tdcall::{level, status};
 use support::{BIT, Bench, GPA, K4, M2};
@@ -84,6 +84,20 @@ fn exit_boot_services_tells_every_range_that_is_not_private() {
         ]
     );
     assert_eq!(events.unaccepted, [(pages(FIRST + 1024, 1), pages(FIRST + 1024, 1))]);
+}
+
+#[test]
+fn what_is_not_got_through_with_by_exit_boot_services_was_given_up() {
+    let mut bench = Bench::new("stall=forever");
+    bench.map(GPA | BIT, K4);
+    bench.engine.phase(Phase::BootServicesExited, RAM);
+    let closed = bench.closed();
+    assert_eq!(closed.len(), 1);
+    assert_eq!(closed[0].ending, Ending::GaveUp(Some(GPA)));
+    assert_eq!(bench.engine.reached(), Some(Phase::BootServicesExited));
+    bench.map((GPA + M2) | BIT, K4);
+    bench.engine.phase(Phase::Bds, RAM);
+    assert_eq!(bench.engine.reached(), Some(Phase::BootServicesExited), "no way back");
 }
 
 #[test]

@@ -194,7 +194,7 @@ pub(super) struct FirmwareArgs {
     #[arg(long, value_name = "FD")]
     pub(super) firmware: Option<PathBuf>,
     /// What the firmware is made to do beside; repeat it, or put commas, for several
-    #[arg(long, value_enum, value_delimiter = ',', requires = "firmware")]
+    #[arg(long, value_enum, value_delimiter = ',')]
     pub(super) scenario: Vec<ScenarioArg>,
 }
 

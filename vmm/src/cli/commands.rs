@@ -148,6 +148,9 @@ pub(super) const NEEDS_KERNEL: &str = "--initrd, --cmdline, --swiotlb, --module,
 pub(super) fn run(args: &RunArgs) -> Result<Found, CliError> {
     let ran = match (&args.firmware.firmware, &args.linux.kernel, &args.guest) {
         (Some(firmware), ..) => firmware::run(args, firmware)?,
+        (None, ..) if !args.firmware.scenario.is_empty() => {
+            return Err(CliError::Conflict("--scenario is about a firmware: it needs --firmware"));
+        }
         (None, Some(kernel), _) => linux::run(args, kernel)?,
         (None, None, _) if args.linux.any() => return Err(CliError::Conflict(NEEDS_KERNEL)),
         (None, None, guest) => run_guest(args, guest.as_deref().unwrap_or_default())?,

@@ -114,6 +114,8 @@ pub struct Engine<M, S> {
     kept: RangeSet<u64>,
     /// Pages that were converted to private in unmarked conversations, and are to be accepted.
     returned: RangeSet<u64>,
+    /// How far a firmware has come.
+    phase: Option<Phase>,
     /// Scratch for runs of pages, kept so that a call does not allocate.
     runs: Vec<Pages>,
 }
@@ -136,6 +138,7 @@ impl<M: Memory, S: EventSink> Engine<M, S> {
             lied: RangeSet::new(),
             kept: RangeSet::new(),
             returned: RangeSet::new(),
+            phase: None,
             runs: Vec::new(),
             settings,
         }

@@ -7,13 +7,26 @@ use crate::memory::Memory;
 use crate::pagemap::{PageState, Pages};
 
 impl<M: Memory, S: EventSink> Engine<M, S> {
-    /// The guest, whose RAM is `ram`, has come to `phase`. When it has exited boot services, whatever
-    /// is not private and accepted by then is an event.
+    /// The phase that the guest has come to, if it is a firmware.
+    pub const fn reached(&self) -> Option<Phase> {
+        self.phase
+    }
+
+    /// The guest, whose RAM is `ram`, has come to `phase`, unless it is there or further already. When
+    /// it has exited boot services, what it has not got through with by then it has given up, and
+    /// whatever is not private and accepted is an event.
     pub fn phase(&mut self, phase: Phase, ram: Pages) -> Flow {
+        if self.phase >= Some(phase) {
+            return Flow::Continue;
+        }
+        self.phase = Some(phase);
         let at_ns = nanos(self.started.elapsed());
         let mut flow = self.emit(&Event::Phase { phase, at_ns });
         if phase != Phase::BootServicesExited {
             return flow;
+        }
+        for vcpu in (0..).take(self.settings.vcpus) {
+            self.gave_up(vcpu);
         }
         self.check_accepts();
         let mut left: Vec<(Pages, PageState)> = Vec::new();

@@ -4,8 +4,9 @@
 use super::fw_cfg::FwCfg;
 use crate::linux::acpi;
 
-/// The files' names, as OVMF looks for the script by its name.
-const SCRIPT: &str = "etc/table-loader";
+/// The script's name, by which OVMF looks for it.
+pub const SCRIPT: &str = "etc/table-loader";
+/// The other files' names, which the script refers to.
 const TABLES: &str = "etc/acpi/tables";
 const LARGE: &str = "etc/mapgpa/large";
 /// Bytes of a command, and of a file's name in it.

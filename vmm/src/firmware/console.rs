@@ -12,6 +12,10 @@ const BDS: &str = "BdsDxe: ";
 /// (UefiCpuPkg/Library/CpuExceptionHandlerLib, DumpImageAndCpuContent).
 const EXCEPTION: &str = "!!!! X64 Exception Type - ";
 
+/// How that report ends; then it loops for ever.
+const EXCEPTION_END: [&str; 2] =
+    ["!!!! Find image based on IP", "!!!! Can't find image information"];
+
 /// What a line means, without terminal codes.
 #[must_use]
 pub fn read(line: &str) -> Said<'_> {
@@ -19,6 +23,8 @@ pub fn read(line: &str) -> Said<'_> {
         Said::Bds
     } else if line.starts_with(EXCEPTION) {
         Said::Alarm(Alarm::Oops)
+    } else if EXCEPTION_END.iter().any(|phrase| line.starts_with(phrase)) {
+        Said::Dead
     } else {
         Said::Nothing
     }
@@ -58,6 +64,7 @@ mod tests {
         let line =
             "!!!! X64 Exception Type - 06(#UD - Invalid Opcode)  CPU Apic ID - 00000000 !!!!";
         assert_eq!(read(line), Said::Alarm(Alarm::Oops));
+        assert_eq!(read("!!!! Can't find image information. !!!!"), Said::Dead);
         assert_eq!(read("EFI stub: Loaded initrd"), Said::Nothing);
         for odd in ["\x1b", "\x1b[", "\x1b[12;", "\x1b[é", "a\x1bé", "\x1b[0mé"] {
             let _ = plain(odd);

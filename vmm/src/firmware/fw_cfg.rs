@@ -118,10 +118,10 @@ impl FwCfg {
         self.add(key::DIRECTORY, directory);
     }
 
-    /// The key of the item that is being read.
+    /// Whether the named item is the one that is being read.
     #[must_use]
-    pub const fn selected(&self) -> u16 {
-        self.selected
+    pub fn is_selected(&self, name: &str) -> bool {
+        self.directory.iter().any(|(file, key)| *file == name && *key == self.selected)
     }
 
     const fn select(&mut self, key: u16) {

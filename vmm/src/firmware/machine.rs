@@ -6,7 +6,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use mapgpa_abi::tdcall::Regs;
 use mapgpa_abi::{Alias, PAGE_SIZE};
 
-use super::fw_cfg::{Asked, FwCfg, key};
+use super::acpi;
+use super::fw_cfg::{Asked, FwCfg};
 use super::image::CR3_PORT;
 use super::kernel::{Inner as Kernel, JUMP_PORT};
 use super::pci::Pci;
@@ -46,7 +47,6 @@ pub struct Machine {
 struct Inner {
     fw_cfg: FwCfg,
     pci: Pci,
-    phase: Phase,
     unpacked: Patched,
     unfit: Option<String>,
 }
@@ -58,7 +58,6 @@ impl Machine {
         let inner = Inner {
             fw_cfg: std::mem::take(&mut wanted.fw_cfg),
             pci: Pci::default(),
-            phase: Phase::Sec,
             unpacked: Patched::default(),
             unfit: None,
         };
@@ -84,20 +83,6 @@ impl Machine {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The firmware has come to `phase`, which it can only once.
-    fn enter<M: Contents, S: EventSink>(
-        &self,
-        inner: &mut Inner,
-        engine: &mut Engine<M, S>,
-        phase: Phase,
-    ) -> Flow {
-        if inner.phase >= phase {
-            return Flow::Continue;
-        }
-        inner.phase = phase;
-        engine.phase(phase, self.pc.ram())
-    }
-
     /// SEC has loaded CR3: what it has unpacked is there, and none of it has run.
     fn unpacked_volume<M: Contents, S: EventSink>(
         &self,
@@ -116,7 +101,7 @@ impl Machine {
             ));
             return Ok(Flow::Stop);
         }
-        Ok(self.enter(&mut inner, engine, Phase::Dxe))
+        Ok(engine.phase(Phase::Dxe, self.pc.ram()))
     }
 
     /// Boot code has jumped to `target`: perhaps to the kernel.
@@ -127,7 +112,7 @@ impl Machine {
     ) -> Result<Flow, MemoryError> {
         let mut inner = self.inner();
         let Some(kernel) = &self.wanted.kernel else { return Ok(Flow::Continue) };
-        if inner.phase == Phase::BootServicesExited
+        if engine.reached() == Some(Phase::BootServicesExited)
             || engine.map().state(target / PAGE_SIZE) != PageState::PrivateAccepted
         {
             return Ok(Flow::Continue);
@@ -149,7 +134,7 @@ impl Machine {
             ));
             return Ok(Flow::Stop);
         }
-        Ok(self.enter(&mut inner, engine, Phase::BootServicesExited))
+        Ok(engine.phase(Phase::BootServicesExited, self.pc.ram()))
     }
 }
 
@@ -171,7 +156,7 @@ impl<M: Contents, S: EventSink> Platform<M, S> for Machine {
     ) -> Result<Option<Flow>, MemoryError> {
         let mut inner = self.inner();
         if port == program::PORT && self.wanted.until_exit {
-            let flow = self.enter(&mut inner, engine, Phase::BootServicesExited);
+            let flow = engine.phase(Phase::BootServicesExited, self.pc.ram());
             return Ok(Some(if flow == Flow::Stop { flow } else { self.pc.finish(engine, vcpu) }));
         }
         let mut flow = Flow::Continue;
@@ -181,12 +166,16 @@ impl<M: Contents, S: EventSink> Platform<M, S> for Machine {
             None if inner.pci.write_port(port, data) => return Ok(Some(flow)),
             None => {
                 drop(inner);
-                return Ok(Some(self.pc.write(engine, vcpu, port, data)));
+                let flow = self.pc.write(engine, vcpu, port, data);
+                if flow == Flow::Stop && self.pc.is_dead() {
+                    self.post_mortem(engine);
+                }
+                return Ok(Some(flow));
             }
         }
-        // A firmware that looks for a kernel has come to boot device selection.
-        if inner.fw_cfg.selected() == key::KERNEL_SIZE
-            && self.enter(&mut inner, engine, Phase::Bds) == Flow::Stop
+        // Boot device selection begins by looking for PCI devices, upon which ACPI tables are read.
+        if inner.fw_cfg.is_selected(acpi::SCRIPT)
+            && engine.phase(Phase::Bds, self.pc.ram()) == Flow::Stop
         {
             flow = Flow::Stop;
         }
@@ -226,7 +215,7 @@ impl<M: Contents, S: EventSink> Platform<M, S> for Machine {
 
     fn nowhere(&self, engine: &mut Engine<M, S>, vcpu: u32, raw_gpa: u64) -> Option<Flow> {
         // A firmware looks at the registers of many devices that are not there.
-        if self.inner().phase < Phase::BootServicesExited {
+        if engine.reached() < Some(Phase::BootServicesExited) {
             return Some(Flow::Continue);
         }
         self.pc.nowhere(engine, vcpu, raw_gpa)

@@ -15,6 +15,8 @@ pub enum Said<'a> {
     Panic(&'a str),
     /// A firmware looks for something to boot.
     Bds,
+    /// A firmware has reported an exception, and does nothing more.
+    Dead,
     /// User space was reached.
     Userspace,
     /// Our init walks all shared memory back by a kexec, and then resets the machine.

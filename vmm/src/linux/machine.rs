@@ -50,7 +50,7 @@ struct Inner {
     panicked: bool,
     step_failed: bool,
     kexec: bool,
-    bds: bool,
+    dead: bool,
     nowhere_told: bool,
     unfit: Option<String>,
 }
@@ -69,7 +69,7 @@ impl Machine {
             panicked: false,
             step_failed: false,
             kexec: false,
-            bds: false,
+            dead: false,
             nowhere_told: false,
             unfit: None,
         };
@@ -84,6 +84,11 @@ impl Machine {
     /// The module that ended the run, as it is not one of this kernel's.
     pub fn unfit_module(&self) -> Option<String> {
         self.inner().unfit.take()
+    }
+
+    /// Whether the guest has said that it does nothing more.
+    pub fn is_dead(&self) -> bool {
+        self.inner().dead
     }
 
     fn inner(&self) -> MutexGuard<'_, Inner> {
@@ -144,12 +149,13 @@ impl Machine {
                 inner.unfit = Some(step.to_owned());
                 flow = Flow::Stop;
             }
+            Said::Dead => {
+                inner.dead = true;
+                flow = Flow::Stop;
+            }
             Said::Kexec => inner.kexec = true,
             Said::Bds => {
-                if !inner.bds {
-                    inner.bds = true;
-                    flow = engine.phase(Phase::Bds, self.ram());
-                }
+                flow = engine.phase(Phase::Bds, self.ram());
                 if self.until == Until::Bds {
                     flow = self.finish(engine, vcpu);
                 }

@@ -9,6 +9,7 @@ pub mod fuzz;
 pub mod matrix;
 pub mod page;
 mod record;
+mod rows;
 mod run;
 pub mod sweep;
 pub mod sweep_charts;

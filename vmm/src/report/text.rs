@@ -5,14 +5,12 @@ use std::io::{self, Write};
 use mapgpa_abi::Direction;
 use mapgpa_abi::tdcall::status;
 
-use super::{RunReport, Verdict};
+use super::{RunReport, Verdict, rows};
 use crate::engine::Call;
 use crate::explain::Explained;
 use crate::judge::Check;
 use crate::units::{show_nanos, show_size};
 
-/// Conversations listed of a run; the JSON has more.
-const ROWS: usize = 12;
 /// Violations listed of one check.
 const SAME: usize = 3;
 
@@ -49,6 +47,24 @@ pub fn run(out: &mut impl Write, report: &RunReport) -> io::Result<()> {
             kernel.sites
         )?;
     }
+    if let Some(firmware) = &report.firmware {
+        writeln!(
+            out,
+            "  TDVF of {}, {} of memory; TDCALLs replaced: {} in place, {} in memory ({} in its \
+             compressed volume); hooks: {}",
+            show_size(firmware.size as u64),
+            show_size(firmware.memory),
+            firmware.sec_sites,
+            firmware.memory_sites,
+            firmware.packed_sites,
+            firmware.hooks
+        )?;
+    }
+    if !report.phases.is_empty() {
+        let phases = report.phases.iter();
+        let phases = phases.map(|row| format!("{} {}", row.phase.name(), show_nanos(row.t_ns)));
+        writeln!(out, "  phases: {}", phases.collect::<Vec<_>>().join(", "))?;
+    }
     if report.verdict == Verdict::NotExercised {
         writeln!(out, "  what the policy is about never occurred: the run shows nothing")?;
     }
@@ -59,9 +75,10 @@ pub fn run(out: &mut impl Write, report: &RunReport) -> io::Result<()> {
             continue;
         }
         let gpa = violation.gpa.map(|gpa| format!(" at {gpa:#x}")).unwrap_or_default();
+        let phase = violation.phase.map(|phase| format!(", {}", phase.name())).unwrap_or_default();
         writeln!(
             out,
-            "  {:<20} call {}{gpa}: {}",
+            "  {:<20} call {}{gpa}{phase}: {}",
             violation.check.to_string(),
             violation.call,
             violation.detail
@@ -79,35 +96,7 @@ pub fn run(out: &mut impl Write, report: &RunReport) -> io::Result<()> {
     for check in &report.checks_off {
         writeln!(out, "  not checked here: {check} (docs/checks.md says why)")?;
     }
-    if !report.conversations.is_empty() {
-        writeln!(
-            out,
-            "  conversation          size  to       requests  retries  no progress      time  outcome"
-        )?;
-    }
-    for row in report.conversations.iter().take(ROWS) {
-        let outcome = format!("{:?}", row.outcome);
-        let at = row.at.as_ref().map(|at| format!(" at {at}")).unwrap_or_default();
-        writeln!(
-            out,
-            "  {:<18} {:>7}  {:<7} {:>9}  {:>7}  {:>11}  {:>8}  {}{at}",
-            row.gpa,
-            show_size(row.size),
-            row.to,
-            row.requests,
-            row.retries,
-            row.no_progress,
-            show_nanos(row.ns),
-            match outcome.as_str() {
-                "Completed" => "completed",
-                "GaveUp" => "gave up",
-                _ => "never returned",
-            }
-        )?;
-    }
-    if report.conversations.len() > ROWS {
-        writeln!(out, "  conversations not listed here: {}", report.conversations.len() - ROWS)?;
-    }
+    rows::write(out, &report.conversations)?;
     let totals = &report.totals;
     writeln!(
         out,
