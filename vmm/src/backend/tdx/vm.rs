@@ -306,31 +306,31 @@ fn td_cpuid(vcpu: &VcpuFd) -> Result<Vec<kvm_cpuid_entry2>, TdxError> {
     Ok(list.entries())
 }
 
-/// The entries that a TD is configured with: of what can be configured, what KVM supports, and the
-/// GPAW.
+/// The entries that a TD is configured with: what KVM supports, as far as it can be configured, and the
+/// GPAW. KVM's flags tell entries that differ in their index only; the list of what can be configured
+/// has none.
 fn configuration(
     configurable: &[kvm_cpuid_entry2],
     supported: &[kvm_cpuid_entry2],
     gpaw: u32,
 ) -> Vec<kvm_cpuid_entry2> {
-    let entry = |mask: &kvm_cpuid_entry2| {
-        let same = |entry: &&kvm_cpuid_entry2| {
-            (entry.function, entry.index) == (mask.function, mask.index)
-        };
-        let has = supported.iter().find(same).copied().unwrap_or_default();
-        let mut entry = kvm_cpuid_entry2 {
+    let configured = |has: &kvm_cpuid_entry2| {
+        let same =
+            |mask: &&kvm_cpuid_entry2| (mask.function, mask.index) == (has.function, has.index);
+        let mask = configurable.iter().find(same)?;
+        Some(kvm_cpuid_entry2 {
             eax: mask.eax & has.eax,
             ebx: mask.ebx & has.ebx,
             ecx: mask.ecx & has.ecx,
             edx: mask.edx & has.edx,
-            ..*mask
-        };
-        if entry.function == LEAF_ADDRESS_BITS {
-            entry.eax = entry.eax & !0x00ff_0000 | gpaw << 16;
-        }
-        entry
+            ..*has
+        })
     };
-    configurable.iter().map(entry).collect()
+    let mut entries: Vec<_> = supported.iter().filter_map(configured).collect();
+    for entry in entries.iter_mut().filter(|entry| entry.function == LEAF_ADDRESS_BITS) {
+        entry.eax = entry.eax & !0x00ff_0000 | gpaw << 16;
+    }
+    entries
 }
 
 /// CPUID as KVM is told of it for a vCPU: the TD's, with x2APIC and the vCPU's own APIC id.
@@ -359,10 +359,30 @@ mod tests {
 
     #[test]
     fn a_td_is_configured_within_what_can_be_configured() {
-        let configurable = [entry(1, 0, 0xf0), entry(LEAF_ADDRESS_BITS, 0x00ff_0000, 0)];
-        let supported = [entry(1, 7, 0x3c), entry(LEAF_ADDRESS_BITS, 0x3034, 0), entry(2, 1, 1)];
+        let flags = kvm_bindings::KVM_CPUID_FLAG_SIGNIFCANT_INDEX;
+        let sub = |index, eax, flags| kvm_cpuid_entry2 { index, flags, ..entry(7, eax, 0) };
+        let configurable = [
+            entry(1, 0, 0xf0),
+            sub(0, 1, 0),
+            sub(1, 2, 0),
+            entry(9, 1, 1),
+            entry(LEAF_ADDRESS_BITS, 0x00ff_0000, 0),
+        ];
+        let supported = [
+            entry(1, 7, 0x3c),
+            entry(2, 1, 1),
+            sub(0, 3, flags),
+            sub(1, 3, flags),
+            entry(LEAF_ADDRESS_BITS, 0x3034, 0),
+        ];
         let entries = configuration(&configurable, &supported, 52);
-        assert_eq!(entries, [entry(1, 0, 0x30), entry(LEAF_ADDRESS_BITS, 52 << 16, 0)]);
+        let expected = [
+            entry(1, 0, 0x30),
+            sub(0, 1, flags),
+            sub(1, 2, flags),
+            entry(LEAF_ADDRESS_BITS, 52 << 16, 0),
+        ];
+        assert_eq!(entries, expected);
     }
 
     #[test]
