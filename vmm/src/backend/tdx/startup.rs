@@ -44,6 +44,9 @@ pub(super) const BLOCK: u64 = (1 << 32) - PAGE_SIZE_2M;
 // not be accepted yet. TDCALL leaves RDI, RSI and R12 to R15 alone.
 global_asm!(
     ".pushsection .rodata.mapgpa_td_startup, \"a\", @progbits",
+    // Who uses them may be compiled into another object than this is.
+    ".globl mapgpa_td_startup, mapgpa_td_nmi, mapgpa_td_startup_end",
+    ".hidden mapgpa_td_startup, mapgpa_td_nmi, mapgpa_td_startup_end",
     ".balign 16",
     "mapgpa_td_startup:",
     ".code32",
