@@ -302,3 +302,20 @@ fn the_nearest_policies_exercise_guests_as_expected() {
     }
     assert!(count > 500, "{count}");
 }
+
+#[test]
+fn accepts_that_nobody_sees_are_as_the_guest_reports_them() {
+    for (reported, pending) in [(512, None), (1000, None), (511, Some(512))] {
+        let mut bench = bench(NEW, "complete");
+        bench.engine.accepts_are_unseen();
+        bench.engine.preset_shared(Pages::of_bytes(GPA, M2)).expect("no error");
+        let words = range_words(GPA, M2);
+        bench.say(0, &[header(tag::BEGIN, 0), words[0], words[1], words[2]]);
+        bench.map(GPA, M2);
+        bench.say(0, &[header(tag::END, 0), reported]);
+        let closed = bench.closed();
+        assert_eq!(closed[0].pending.map(|pages| pages.count), pending, "{reported}");
+        let accepted: u64 = bench.accepts().iter().map(|accept| accept.pages.count).sum();
+        assert_eq!(accepted, 512 - pending.unwrap_or(0), "{reported}");
+    }
+}

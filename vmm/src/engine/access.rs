@@ -79,9 +79,15 @@ impl<M: Memory, S: EventSink> Engine<M, S> {
             pending += if state == PageState::PrivatePending { piece.count } else { 0 };
             true
         });
-        if success && accepted >= pending {
-            self.runs.clear();
-            self.map.apply(pages, Change::Accept, u64::MAX, &mut self.runs);
+        if !success || accepted < pending {
+            return;
+        }
+        self.runs.clear();
+        self.map.apply(pages, Change::Accept, u64::MAX, &mut self.runs);
+        for at in 0..self.runs.len() {
+            let (pages, answer) = (self.runs[at], Some(module::SUCCESS));
+            let (shared, lied, special) = (false, false, false);
+            self.emit(&Event::Accept(Accept { vcpu, pages, answer, shared, lied, special }));
         }
     }
 
