@@ -333,9 +333,8 @@ impl Judge {
         }
         let failed = self.failed.overlapping(range).next().map(|(_, past)| *past);
         if let Some(past) = failed {
-            let detail = format!(
-                "ExitBootServices goes on though the conversion of {what}, failed ({past})"
-            );
+            let detail =
+                format!("ExitBootServices goes on though a conversion in {what}, failed ({past})");
             self.violate(Check::IgnoredFailure, Some(first), detail);
         }
         let detail = format!("{what}, are still shared with the host");
