@@ -3,7 +3,7 @@
 CARGO ?= cargo
 TARGET := x86_64-unknown-linux-gnu
 
-.PHONY: demo test lint bench bench-check fuzz-vmm static lab lab-test lab-memfd clean
+.PHONY: demo test lint bench bench-check fuzz-vmm static lab lab-test tdx-test lab-memfd clean
 
 # Every guest against every policy, each case in a VM of its own.
 demo:
@@ -46,6 +46,11 @@ lab:
 lab-test: static
 	guest-tests/lab/linux-tests
 	guest-tests/lab/firmware-tests
+
+# Backend tdx on the simulated TDX host, in the lab.
+tdx-test:
+	$(CARGO) build --release --quiet -p mapgpa -p mapgpa-simulated-host
+	guest-tests/lab/tdx-tests
 
 # Memory model guest-memfd, in the lab; skipped unless its kernel has been built (memfd-tests --build).
 lab-memfd:

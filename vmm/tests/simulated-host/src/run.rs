@@ -111,7 +111,7 @@ impl Vcpu {
             return refuse(libc::EIO, "KVM_RUN");
         }
         if profile.host_is("memory-faults") {
-            return memory_fault(shown, Alias::Private, 0xffff_f000);
+            return memory_fault(shown, Alias::Private, 0x10_0000);
         }
         Ok(())
     }
