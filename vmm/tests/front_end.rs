@@ -319,3 +319,18 @@ fn accepts_that_nobody_sees_are_as_the_guest_reports_them() {
         assert_eq!(accepted, 512 - pending.unwrap_or(0), "{reported}");
     }
 }
+
+#[test]
+fn a_retry_that_may_have_made_no_progress_counts_as_such() {
+    // A guest that asks for one 2 MiB leaf after the other: the second is refused three times.
+    let mut bench = bench(NEW, "chunk=2M,stall=2");
+    let words = range_words(GPA, 2 * M2);
+    bench.say(0, &[header(tag::BEGIN, 1), words[0], words[1], words[2]]);
+    for (leaf, tries) in [(0, 3), (1, 3)] {
+        for _ in 0..tries {
+            map_on_kvm(&mut bench, NEW, (GPA + leaf * M2) | BIT, M2);
+        }
+    }
+    let counts: Vec<u64> = bench.calls().iter().map(|call| call.no_progress).collect();
+    assert_eq!(counts, [1, 2, 1, 2, 3]);
+}

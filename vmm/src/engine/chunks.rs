@@ -60,6 +60,9 @@ pub(super) struct UserSpace {
     replies: u64,
     /// The last of them in a row that made no progress.
     no_progress: u64,
+    /// On a real KVM: the last RETRY was for a chunk after whole ones. If that was a request of its own,
+    /// it made no progress, and so it counts: a guest is not accused on a guess.
+    pub(super) unsure: bool,
     /// On a real KVM: what the guest was told is not known before the next exit.
     observed: Option<Observed>,
 }
@@ -232,6 +235,7 @@ impl<M: Memory, S: EventSink> Engine<M, S> {
             _ => Some((status::INVALID_OPERAND, raw)),
         };
         if let Some((status, r11)) = reply {
+            self.vcpus[vcpu as usize].user.unsure = goes_on && done.answer.ret == EAGAIN;
             flow = later(flow, self.observed_reply(vcpu, mapgpa_kvm_model::Reply { status, r11 }));
         }
         Ok((done.answer, flow))

@@ -295,8 +295,13 @@ impl<M: Memory, S: EventSink> Engine<M, S> {
     /// Books a reply in its conversation and emits it.
     fn finish(&mut self, call: &mut Call, next: u64, begun: Option<Instant>) -> Reply {
         let mut done = false;
-        if let Some(open) = &mut self.vcpus[call.vcpu as usize].open {
+        let Vcpu { open, user: UserSpace { unsure, .. }, .. } = &mut self.vcpus[call.vcpu as usize];
+        let unsure = std::mem::take(unsure);
+        if let Some(open) = open {
             open.replied(call, next, self.shared_bit);
+            if unsure {
+                open.no_progress = open.no_progress.max(1);
+            }
             open.timed(begun);
             call.no_progress = open.no_progress;
             call.standing = open.standing;
