@@ -6,7 +6,8 @@ use std::time::Duration;
 use clap::builder::ArgPredicate;
 use clap::{Args, ValueEnum};
 
-use super::args::{BackendArg, CaseArgs, Format, LinuxArgs};
+use super::args::{BackendArg, CaseArgs, Format};
+use super::machine_args::LinuxArgs;
 use super::shard::{Shard, shard};
 use crate::judge::Class;
 use crate::units;

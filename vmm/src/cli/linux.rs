@@ -4,7 +4,8 @@ use std::io::{self, Write};
 use std::path::Path;
 
 use super::CliError;
-use super::args::{BackendArg, CaseArgs, Format, LinuxArgs, MemoryModelArg, RunArgs};
+use super::args::{BackendArg, CaseArgs, Format, MemoryModelArg, RunArgs};
+use super::machine_args::LinuxArgs;
 use super::resolve::{self, Ground};
 use crate::case::machine::MachineRun;
 use crate::case::{Backend, Ran};

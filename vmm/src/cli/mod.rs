@@ -9,6 +9,7 @@ mod fuzz;
 mod fuzz_args;
 mod linux;
 mod lists;
+mod machine_args;
 mod measure_args;
 mod measured;
 mod merge;
