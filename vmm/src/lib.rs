@@ -31,6 +31,7 @@ pub mod suite;
 pub mod sweep;
 pub mod tdcall;
 pub mod units;
+mod workers;
 
 /// `text` with control characters escaped, so that it stays on its line and moves no cursor.
 #[must_use]

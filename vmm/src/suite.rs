@@ -12,6 +12,7 @@ use crate::interrupt;
 use crate::judge::Check;
 use crate::one_line;
 use crate::report::{RunReport, Verdict};
+use crate::workers;
 
 /// The policies of the suite unless the user names others: each behaviour of a host that a guest
 /// should meet (docs/policies.md).
@@ -150,17 +151,13 @@ pub fn run(
     let started = std::time::Instant::now();
     let next = AtomicUsize::new(0);
     let results = Mutex::new(BTreeMap::new());
-    std::thread::scope(|scope| {
-        for _ in 0..jobs.min(cases.len()) {
-            scope.spawn(|| {
-                while !interrupt::requested() {
-                    let at = next.fetch_add(1, Ordering::Relaxed);
-                    let Some((number, case)) = cases.get(at) else { return };
-                    let Some(result) = run_one(*number, case, expectations) else { return };
-                    progress(&result);
-                    results.lock().unwrap_or_else(PoisonError::into_inner).insert(at, result);
-                }
-            });
+    workers::work(jobs.min(cases.len()), || {
+        while !interrupt::requested() {
+            let at = next.fetch_add(1, Ordering::Relaxed);
+            let Some((number, case)) = cases.get(at) else { return };
+            let Some(result) = run_one(*number, case, expectations) else { return };
+            progress(&result);
+            results.lock().unwrap_or_else(PoisonError::into_inner).insert(at, result);
         }
     });
     let results = results.into_inner().unwrap_or_else(PoisonError::into_inner);

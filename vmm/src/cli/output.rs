@@ -1,64 +1,124 @@
-//! Report files that the user names: opened before anything runs, written at the end.
+//! Report files that the user names: tried before anything runs, written at the end, whole or not at all.
 
-use std::fs::{File, OpenOptions};
+use std::fs::{File, OpenOptions, Permissions};
 use std::io::{self, ErrorKind, Write};
-use std::path::Path;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use tempfile::NamedTempFile;
 
 use super::CliError;
 
-/// A report file, opened before the runs, so that an unwritable one costs none.
+/// A report file that could be written before the runs, so that an unwritable one costs none.
 pub(super) struct Output<'a> {
     option: &'static str,
     path: &'a Path,
-    file: File,
-    /// The file was not there before, and nothing is in it yet: it goes if it stays so.
-    fresh: bool,
+    way: Way,
 }
 
-impl Drop for Output<'_> {
-    fn drop(&mut self) {
-        if self.fresh {
-            // What cannot be removed is an empty file that stays.
-            let _ = std::fs::remove_file(self.path);
-        }
-    }
+/// How a file is written.
+enum Way {
+    /// A new file takes the place of the one with this name, if there is one, when it is complete: a
+    /// VMM that is killed leaves the old one, or nothing.
+    Replace(PathBuf),
+    /// A pipe, a device, or a file in a directory that takes no new one.
+    Through(File),
 }
 
 impl<'a> Output<'a> {
-    /// Creates the file that `option` names, if it names one; one that is there already keeps what it
-    /// has until [`Output::write`].
+    /// Tries whether the file that `option` names, if it names one, can be written; what is there
+    /// already stays until [`Output::write`].
     pub(super) fn create(
         option: &'static str,
         path: Option<&'a Path>,
     ) -> Result<Option<Self>, CliError> {
         let Some(path) = path else { return Ok(None) };
-        let (fresh, opened) = match OpenOptions::new().write(true).create_new(true).open(path) {
-            Err(error) if error.kind() == ErrorKind::AlreadyExists => {
-                (false, OpenOptions::new().write(true).open(path))
-            }
-            created => (true, created),
-        };
-        match opened {
-            Ok(file) => Ok(Some(Self { option, path, file, fresh })),
+        match way(path) {
+            Ok(way) => Ok(Some(Self { option, path, way })),
             Err(source) => Err(write_error(option, path, source)),
         }
     }
 
     /// Writes it.
     pub(super) fn write(
-        mut self,
+        self,
         body: impl FnOnce(&mut io::BufWriter<&File>) -> io::Result<()>,
     ) -> Result<(), CliError> {
-        self.fresh = false;
-        // A pipe or a device has no length to cut.
-        let regular = self.file.metadata().is_ok_and(|metadata| metadata.is_file());
-        let emptied = if regular { self.file.set_len(0) } else { Ok(()) };
-        let mut out = io::BufWriter::new(&self.file);
-        emptied
-            .and_then(|()| body(&mut out))
-            .and_then(|()| out.flush())
-            .map_err(|source| write_error(self.option, self.path, source))
+        let written = match &self.way {
+            Way::Through(file) => through(file, body),
+            Way::Replace(path) => replace(path, body),
+        };
+        written.map_err(|source| write_error(self.option, self.path, source))
     }
+}
+
+fn way(path: &Path) -> io::Result<Way> {
+    let there = match OpenOptions::new().write(true).open(path) {
+        Ok(file) => Some(file),
+        Err(error) if error.kind() == ErrorKind::NotFound => None,
+        Err(error) => return Err(error),
+    };
+    let Some(file) = there else {
+        new_file(path)?;
+        return Ok(Way::Replace(path.to_owned()));
+    };
+    // What a link points to is replaced, not the link.
+    let path = path.canonicalize()?;
+    let regular = file.metadata()?.is_file();
+    Ok(if regular && new_file(&path).is_ok() { Way::Replace(path) } else { Way::Through(file) })
+}
+
+/// A file without a name of the user's, beside `path`; it goes unless it takes that name.
+fn new_file(path: &Path) -> io::Result<NamedTempFile> {
+    if path.file_name().is_none() || path.as_os_str().as_encoded_bytes().ends_with(b"/") {
+        return Err(ErrorKind::IsADirectory.into());
+    }
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+    tempfile::Builder::new()
+        .prefix(".mapgpa-")
+        // As any new file, by the umask.
+        .permissions(Permissions::from_mode(0o666))
+        .tempfile_in(folder.unwrap_or(Path::new(".")))
+        .map_err(without_name)
+}
+
+/// The host's error alone: the name of the new file is in it otherwise, which nobody knows.
+fn without_name(error: io::Error) -> io::Error {
+    let cause = error.get_ref().and_then(|named| named.source()?.downcast_ref::<io::Error>());
+    cause.and_then(io::Error::raw_os_error).map_or(error, io::Error::from_raw_os_error)
+}
+
+fn replace(
+    path: &Path,
+    body: impl FnOnce(&mut io::BufWriter<&File>) -> io::Result<()>,
+) -> io::Result<()> {
+    let file = new_file(path)?;
+    if let Ok(metadata) = std::fs::metadata(path) {
+        file.as_file().set_permissions(metadata.permissions())?;
+    }
+    written(file.as_file(), body)?;
+    file.persist(path).map_err(|error| error.error)?;
+    Ok(())
+}
+
+fn through(
+    file: &File,
+    body: impl FnOnce(&mut io::BufWriter<&File>) -> io::Result<()>,
+) -> io::Result<()> {
+    // A pipe or a device has no length to cut.
+    if file.metadata()?.is_file() {
+        file.set_len(0)?;
+    }
+    written(file, body)
+}
+
+fn written(
+    file: &File,
+    body: impl FnOnce(&mut io::BufWriter<&File>) -> io::Result<()>,
+) -> io::Result<()> {
+    let mut out = io::BufWriter::new(file);
+    body(&mut out)?;
+    out.flush()
 }
 
 /// Refuses two options that name the same file.

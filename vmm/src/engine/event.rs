@@ -312,4 +312,7 @@ pub enum Then {
 pub trait EventSink {
     /// Takes an event.
     fn on(&mut self, event: &Event<'_>) -> Then;
+
+    /// Time passes, with or without events: what is held back may be due.
+    fn tick(&mut self) {}
 }

@@ -395,6 +395,11 @@ impl<M: Memory, S: EventSink> Engine<M, S> {
         all
     }
 
+    /// Tells the consumer that time passes.
+    pub fn tick(&mut self) {
+        self.sink.tick();
+    }
+
     /// Hands an event to the consumer.
     pub fn emit(&mut self, event: &Event<'_>) -> Flow {
         self.sink.on(event).into()

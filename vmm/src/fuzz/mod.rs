@@ -21,6 +21,7 @@ pub use target::{Outcome, Target};
 use crate::case::{Backend, RunError};
 use crate::interrupt;
 use crate::judge::{Check, Class};
+use crate::workers;
 
 /// Seeds that a worker takes at a time on `hosted`.
 const BLOCK: u64 = 256;
@@ -193,11 +194,7 @@ impl Fuzz {
     pub fn run(&self, progress: impl Fn(Progress) + Sync) -> Campaign {
         let began = Instant::now();
         let shared = Shared { stop_at: u64::MAX.into(), ..Shared::default() };
-        std::thread::scope(|scope| {
-            for _ in 0..self.jobs.max(1) {
-                scope.spawn(|| self.work(&shared, began, &progress));
-            }
-        });
+        workers::work(self.jobs, || self.work(&shared, began, &progress));
         let search = began.elapsed();
         let mut sums = shared.sums.into_inner().unwrap_or_else(PoisonError::into_inner);
         let stop_at = shared.stop_at.into_inner();

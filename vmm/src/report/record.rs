@@ -137,6 +137,12 @@ impl Recorder {
 }
 
 impl EventSink for Recorder {
+    fn tick(&mut self) {
+        if let Some(trace) = &mut self.trace {
+            trace.tick();
+        }
+    }
+
     fn on(&mut self, event: &Event<'_>) -> Then {
         match event {
             Event::Call(call) => self.call(call),

@@ -1,8 +1,11 @@
 //! The trace: one line of JSON a MapGPA call, in the order in which they were answered. The first line
 //! also has what the run was made of, so that the trace can be replayed.
+//!
+//! Lines are kept for a moment and written whole, many by one system call, so that the trace costs a call
+//! next to nothing and a VMM that is killed leaves lines that can be read, all but the last few.
 
 use std::fs::File;
-use std::io::{self, BufWriter, Write};
+use std::io::{self, Write};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -12,13 +15,17 @@ use serde::{Deserialize, Serialize};
 use crate::case::Recipe;
 use crate::engine::Call;
 
-/// How long a line may stay in memory: a crash of the VMM loses no more than this.
-const FLUSH_EVERY: Duration = Duration::from_millis(50);
+/// How old a line may become before it is written, while calls come or a backend ticks, which it does
+/// every 50 ms: a VMM that is killed loses no more than the last 100 ms.
+const FLUSH_EVERY: Duration = Duration::from_millis(40);
+/// Bytes of lines at which they are written at once.
+const LINES_MAX: usize = 64 << 10;
 
 /// A trace being written.
 #[derive(Debug)]
 pub struct Trace {
-    file: BufWriter<File>,
+    file: File,
+    lines: Vec<u8>,
     /// For the first line, which is yet to come.
     header: Option<Box<TraceHeader>>,
     flushed: Instant,
@@ -47,18 +54,39 @@ impl Trace {
     /// # Errors
     /// The file cannot be created.
     pub fn create(path: &Path, recipe: Option<Recipe>) -> io::Result<Self> {
-        let file = BufWriter::new(File::create(path)?);
+        let file = File::create(path)?;
         let mapgpa = env!("CARGO_PKG_VERSION").to_owned();
         let header = recipe
             .map(|recipe| Box::new(TraceHeader { schema: SCHEMA.to_owned(), mapgpa, recipe }));
-        Ok(Self { file, header, flushed: Instant::now(), error: None })
+        Ok(Self { file, lines: Vec::new(), header, flushed: Instant::now(), error: None })
     }
 
     /// Writes the line of `call`. The first error is kept for [`Trace::close`].
     pub fn write(&mut self, call: &Call) {
-        if self.error.is_none() {
-            self.error = self.line(call).err();
+        if self.error.is_some() {
+            return;
         }
+        self.error = self.line(call).err();
+        if self.lines.len() >= LINES_MAX {
+            self.flush();
+        } else {
+            self.tick();
+        }
+    }
+
+    /// Writes the lines that are due.
+    pub fn tick(&mut self) {
+        if !self.lines.is_empty() && self.flushed.elapsed() >= FLUSH_EVERY {
+            self.flush();
+        }
+    }
+
+    fn flush(&mut self) {
+        if self.error.is_none() {
+            self.error = self.file.write_all(&self.lines).err();
+        }
+        self.lines.clear();
+        self.flushed = Instant::now();
     }
 
     fn line(&mut self, call: &Call) -> io::Result<()> {
@@ -68,27 +96,22 @@ impl Trace {
             Direction::ToPrivate => "private",
         };
         write!(
-            self.file,
+            self.lines,
             "{{\"call\":{},\"vcpu\":{vcpu},\"gpa\":\"{raw_gpa:#x}\",\"size\":{size},\
              \"to\":\"{to}\",\"converted_pages\":{converted},\"status\":\"{status:#x}\",\"r11\":",
             call.call
         )?;
         if call.r11_defined() {
-            write!(self.file, "\"{:#x}\"", call.r11)?;
+            write!(self.lines, "\"{:#x}\"", call.r11)?;
         } else {
-            write!(self.file, "null")?;
+            write!(self.lines, "null")?;
         }
-        write!(self.file, ",\"t_ns\":{at_ns}")?;
+        write!(self.lines, ",\"t_ns\":{at_ns}")?;
         if let Some(header) = self.header.take() {
-            write!(self.file, ",\"run\":")?;
-            serde_json::to_writer(&mut self.file, &header)?;
+            write!(self.lines, ",\"run\":")?;
+            serde_json::to_writer(&mut self.lines, &header)?;
         }
-        writeln!(self.file, "}}")?;
-        if self.flushed.elapsed() >= FLUSH_EVERY {
-            self.file.flush()?;
-            self.flushed = Instant::now();
-        }
-        Ok(())
+        writeln!(self.lines, "}}")
     }
 
     /// Writes what is left.
@@ -96,9 +119,7 @@ impl Trace {
     /// # Errors
     /// A line could not be written.
     pub fn close(mut self) -> io::Result<()> {
-        match self.error.take() {
-            Some(error) => Err(error),
-            None => self.file.flush(),
-        }
+        self.flush();
+        self.error.take().map_or(Ok(()), Err)
     }
 }

@@ -28,6 +28,7 @@ use crate::linux::case::LinuxCase;
 use crate::one_line;
 use crate::policy::{Policy, PolicyError};
 use crate::units::show_size;
+use crate::workers;
 
 /// The most seeds that a thread takes at a time.
 const SEEDS_AT_ONCE: u64 = 8;
@@ -200,21 +201,17 @@ impl Sweep {
         let parts = self.parts(cases.len());
         let (next, done) = (AtomicUsize::new(0), AtomicUsize::new(0));
         let sums: Mutex<BTreeMap<usize, Sums>> = Mutex::new(BTreeMap::new());
-        std::thread::scope(|scope| {
-            for _ in 0..self.jobs.min(parts.len()) {
-                scope.spawn(|| {
-                    while !interrupt::requested() {
-                        let part = parts.get(next.fetch_add(1, Ordering::Relaxed));
-                        let Some(&(at, first, count)) = part else { return };
-                        let sums = || sums.lock().unwrap_or_else(PoisonError::into_inner);
-                        // A cell that hangs is not waited for again.
-                        if sums().get(&at).is_none_or(|sums| sums.timed_out == 0) {
-                            let part = runs(&cases[at], first, count, self.seed);
-                            sums().entry(at).or_default().add(part);
-                        }
-                        progress(done.fetch_add(1, Ordering::Relaxed) + 1, parts.len());
-                    }
-                });
+        workers::work(self.jobs.min(parts.len()), || {
+            while !interrupt::requested() {
+                let part = parts.get(next.fetch_add(1, Ordering::Relaxed));
+                let Some(&(at, first, count)) = part else { return };
+                let sums = || sums.lock().unwrap_or_else(PoisonError::into_inner);
+                // A cell that hangs is not waited for again.
+                if sums().get(&at).is_none_or(|sums| sums.timed_out == 0) {
+                    let part = runs(&cases[at], first, count, self.seed);
+                    sums().entry(at).or_default().add(part);
+                }
+                progress(done.fetch_add(1, Ordering::Relaxed) + 1, parts.len());
             }
         });
         let sums = sums.into_inner().unwrap_or_else(PoisonError::into_inner);

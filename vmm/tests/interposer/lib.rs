@@ -11,7 +11,7 @@
 
 use std::ffi::{CStr, c_char, c_int, c_long, c_uint, c_void};
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicPtr, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, Ordering::Relaxed};
 
 unsafe extern "C" {
     fn dlsym(handle: *mut c_void, name: *const c_char) -> *mut c_void;
@@ -21,6 +21,9 @@ unsafe extern "C" {
 
 /// RTLD_NEXT: the library after this one.
 const NEXT: *mut c_void = -1_isize as *mut c_void;
+
+/// The process is at its end; what the report needs is not failed.
+static REPORTING: AtomicBool = AtomicBool::new(false);
 
 /// What is to fail.
 struct Fault {
@@ -62,7 +65,7 @@ impl Function {
 
     /// Counts a call; the error that it is to fail with, if it is.
     fn fails(&self) -> Option<c_int> {
-        let fault = fault();
+        let fault = fault().filter(|_| !REPORTING.load(Relaxed));
         let call = self.calls.fetch_add(1, Relaxed) + 1;
         let fault = fault?;
         let here = self.name.to_bytes() == fault.name.as_bytes()
@@ -125,10 +128,6 @@ fn minus(errno: c_int) -> c_int {
     -1
 }
 
-fn minus_long(errno: c_int) -> c_long {
-    minus(errno).into()
-}
-
 fn minus_size(errno: c_int) -> isize {
     minus(errno) as isize
 }
@@ -144,7 +143,6 @@ interpose! {
     write(fd: c_int, from: *const c_void, size: usize) -> isize, minus_size;
     ftruncate64(fd: c_int, size: i64) -> c_int, minus;
     rename(from: *const c_char, to: *const c_char) -> c_int, minus;
-    ioctl(fd: c_int, request: u64, arg: usize) -> c_int, minus;
     mmap(at: *mut c_void, size: usize, prot: c_int, flags: c_int, fd: c_int, offset: i64)
         -> *mut c_void, map_failed;
     madvise(at: *mut c_void, size: usize, advice: c_int) -> c_int, minus;
@@ -157,17 +155,85 @@ interpose! {
     sigaction(signal: c_int, new: *const c_void, old: *mut c_void) -> c_int, minus;
     pthread_create(thread: *mut c_void, attr: *const c_void, start: *mut c_void, arg: *mut c_void)
         -> c_int, |errno| errno;
-    syscall(number: c_long, a: usize, b: usize, c: usize, d: usize, e: usize, f: usize)
-        -> c_long, minus_long;
+}
+
+/// Requests that are counted by themselves, too (linux/kvm.h).
+const KVM_RUN: u64 = 0xae80;
+const KVM_CREATE_VM: u64 = 0xae01;
+static RUN: Function = Function::new(c"KVM_RUN");
+static CREATE_VM: Function = Function::new(c"KVM_CREATE_VM");
+static IOCTL: Function = Function::new(c"ioctl");
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn ioctl(fd: c_int, request: u64, arg: usize) -> c_int {
+    let by_request = match request {
+        KVM_RUN => RUN.fails(),
+        KVM_CREATE_VM => CREATE_VM.fails(),
+        _ => None,
+    };
+    if let Some(errno) = IOCTL.fails().or(by_request) {
+        return minus(errno);
+    }
+    // SAFETY: the function of this name in the C library, which takes one argument of any kind.
+    unsafe {
+        let next: unsafe extern "C" fn(c_int, u64, usize) -> c_int =
+            std::mem::transmute(IOCTL.next());
+        next(fd, request, arg)
+    }
+}
+
+/// SYS_userfaultfd of x86-64.
+const USERFAULTFD: c_long = 323;
+static SYSCALL: Function = Function::new(c"syscall");
+
+/// Of what goes through `syscall`, userfaultfd(2) is the one that may fail: the others are how the Rust
+/// library waits, which has no failures to speak of.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn syscall(
+    number: c_long,
+    a: usize,
+    b: usize,
+    c: usize,
+    d: usize,
+    e: usize,
+    f: usize,
+) -> c_long {
+    if number == USERFAULTFD
+        && let Some(errno) = SYSCALL.fails()
+    {
+        return minus(errno).into();
+    }
+    type Syscall =
+        unsafe extern "C" fn(c_long, usize, usize, usize, usize, usize, usize) -> c_long;
+    // SAFETY: the function of this name in the C library, which takes six arguments at most.
+    unsafe {
+        let next: Syscall = std::mem::transmute(SYSCALL.next());
+        next(number, a, b, c, d, e, f)
+    }
+}
+
+/// Threads of this process, without those that KVM adds for a VM, which end some time after it.
+fn threads() -> usize {
+    let Ok(tasks) = std::fs::read_dir("/proc/self/task") else { return 0 };
+    let name = |task: std::fs::DirEntry| std::fs::read_to_string(task.path().join("comm"));
+    tasks.flatten().filter_map(|task| name(task).ok()).filter(|name| !name.starts_with("kvm-")).count()
 }
 
 /// Writes the report.
 extern "C" fn report() {
     let Some(path) = std::env::var_os("MAPGPA_FAULT_REPORT") else { return };
+    REPORTING.store(true, Relaxed);
+    // A thread that has done its work may have some steps to its end.
+    for _ in 0..200 {
+        if threads() <= 1 {
+            break;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(1));
+    }
     let entries = |path: &str| std::fs::read_dir(path).map_or(0, Iterator::count);
     // The directory that is being read is one more.
-    let mut text = format!("fds {}\nthreads {}\n", entries("/proc/self/fd") - 1, entries("/proc/self/task"));
-    for function in FUNCTIONS {
+    let mut text = format!("fds {}\nthreads {}\n", entries("/proc/self/fd") - 1, threads());
+    for function in FUNCTIONS.iter().chain([&&SYSCALL, &&IOCTL, &&RUN, &&CREATE_VM]) {
         let name = function.name.to_string_lossy();
         text += &format!("{name} {}\n", function.calls.load(Relaxed));
     }

@@ -1,12 +1,11 @@
 //! The fault thread: decides what becomes of a touch of a missing page in registered memory.
 
-use std::io;
+use std::io::{self, PipeReader};
 use std::os::fd::AsFd;
 
 use mapgpa_abi::{Alias, PAGE_SIZE};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::eventfd::EventFd;
 
 use super::EmulatedError;
 use super::model::Model;
@@ -14,7 +13,8 @@ use super::userfaultfd::Userfaultfd;
 use super::vcpu::Run;
 use crate::engine::{EventSink, Flow};
 
-/// Answers touches until `done` is written to, when all vCPUs have ended.
+/// Answers touches until the other end of `done` is closed, when all vCPUs have ended. To close it needs
+/// nothing that the host could refuse.
 ///
 /// A touch that the page map allows gets its page; one that it forbids is an event first. Either
 /// way the page is filled while the engine is held, so that no conversion comes in between. Should
@@ -22,7 +22,7 @@ use crate::engine::{EventSink, Flow};
 pub(super) fn serve<M: Model, S: EventSink, P>(
     run: &Run<'_, M, S, P>,
     userfaultfd: &Userfaultfd,
-    done: &EventFd,
+    done: &PipeReader,
     shared_bit: u64,
 ) {
     if let Err(error) = answer(run, userfaultfd, done, shared_bit) {
@@ -40,7 +40,7 @@ pub(super) fn serve<M: Model, S: EventSink, P>(
 fn answer<M: Model, S: EventSink, P>(
     run: &Run<'_, M, S, P>,
     userfaultfd: &Userfaultfd,
-    done: &EventFd,
+    done: &PipeReader,
     shared_bit: u64,
 ) -> io::Result<()> {
     loop {

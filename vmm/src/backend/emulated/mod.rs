@@ -28,8 +28,6 @@ pub(in crate::backend) mod vm;
 use std::thread::Builder;
 use std::time::Instant;
 
-use nix::sys::eventfd::{EfdFlags, EventFd};
-
 pub use firmware::{FirmwareSetup, run_firmware};
 pub use image::ImageError;
 pub use kernel::{KernelSetup, run_kernel};
@@ -242,8 +240,7 @@ fn drive<M: Model + Send, S: EventSink + Send, P: Platform<M, S>>(
     let exits = match userfaultfd {
         None => run_all(&run, vcpus),
         Some(userfaultfd) => {
-            let done = EventFd::from_flags(EfdFlags::EFD_CLOEXEC)
-                .map_err(|error| EmulatedError::Fault(error.into()))?;
+            let (done, end) = std::io::pipe().map_err(EmulatedError::Fault)?;
             let gpaw = run.engine().settings().gpaw;
             let shared_bit = mapgpa_abi::shared_bit(gpaw);
             std::thread::scope(|scope| {
@@ -253,9 +250,7 @@ fn drive<M: Model + Send, S: EventSink + Send, P: Platform<M, S>>(
                     run.fail(EmulatedError::Thread(error));
                 }
                 let exits = run_all(&run, vcpus);
-                if let Err(error) = done.write(1) {
-                    run.fail(EmulatedError::Fault(error.into()));
-                }
+                drop(end);
                 exits
             })
         }

@@ -99,6 +99,7 @@ impl<'a, M: Memory, S: EventSink, P, E> Run<'a, M, S, P, E> {
 
     /// Ends the run if it has lasted too long, or the user wants it.
     pub(in crate::backend) fn look(&self) {
+        self.engine().tick();
         if interrupt::requested() {
             self.end(Wake::Interrupted);
         } else if self.is_late() {

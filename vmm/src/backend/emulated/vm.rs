@@ -64,6 +64,19 @@ pub(in crate::backend) fn failed(call: &'static str) -> impl Fn(kvm_ioctls::Erro
     move |error| VmError::Call { call, source: error.into() }
 }
 
+/// `call` again until no signal interrupts it, as QEMU does with KVM_CREATE_VM: the kernel gives it up
+/// for any signal (mm_take_all_locks() in mm/mmap.c).
+fn uninterrupted<T>(
+    call: impl Fn() -> Result<T, kvm_ioctls::Error>,
+) -> Result<T, kvm_ioctls::Error> {
+    loop {
+        match call() {
+            Err(error) if error.errno() == libc::EINTR => {}
+            done => return done,
+        }
+    }
+}
+
 /// The host's KVM, opened once a process.
 #[derive(Debug)]
 pub(super) struct Host {
@@ -105,7 +118,7 @@ impl Host {
 
     /// Creates a VM without memory or vCPUs.
     pub(super) fn create_vm(&self) -> Result<VmFd, VmError> {
-        self.kvm.create_vm().map_err(failed("KVM_CREATE_VM"))
+        uninterrupted(|| self.kvm.create_vm()).map_err(failed("KVM_CREATE_VM"))
     }
 
     /// Whether there are VMs whose memory has attributes, with guest_memfd.
@@ -118,8 +131,7 @@ impl Host {
         if !self.has_protected_vms() {
             return Err(VmError::NoGuestMemfd);
         }
-        self.kvm
-            .create_vm_with_type(KVM_X86_SW_PROTECTED_VM.into())
+        uninterrupted(|| self.kvm.create_vm_with_type(KVM_X86_SW_PROTECTED_VM.into()))
             .map_err(failed("KVM_CREATE_VM"))
     }
 
