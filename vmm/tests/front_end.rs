@@ -92,6 +92,16 @@ fn what_a_guest_sees_of_a_policy() {
     }
 }
 
+/// All that a guest may ask for are 67 million chunks: the time-out has to be looked at before that.
+#[test]
+fn a_request_for_everything_comes_back() {
+    for kernel in [OLD, NEW] {
+        let mut bench = bench(kernel, "complete");
+        let reply = bench.map(BIT, BIT);
+        assert_eq!((reply.status, reply.r11), (status::RETRY, BIT | (2 << 40)));
+    }
+}
+
 #[test]
 fn a_chunk_is_converted_whole_or_not_at_all() {
     for kernel in Kernel::ALL {

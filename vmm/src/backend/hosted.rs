@@ -7,6 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::thread::Builder;
 use std::time::Instant;
 
 use mapgpa_abi::channel::{header, tag};
@@ -86,6 +87,17 @@ impl Memory for HostedMemory {
     }
 }
 
+/// A run that could not be done.
+#[derive(Debug, thiserror::Error)]
+pub enum HostedError {
+    /// Guest memory could not be converted.
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
+    /// There is no thread for a vCPU.
+    #[error("no thread can be started")]
+    Thread(#[source] std::io::Error),
+}
+
 /// What ends a guest's stack.
 struct Ended;
 
@@ -95,10 +107,16 @@ struct Run<S> {
     meeting: Rendezvous,
     deadline: Instant,
     interrupted: std::sync::atomic::AtomicBool,
-    error: Mutex<Option<MemoryError>>,
+    error: Mutex<Option<HostedError>>,
 }
 
 impl<S> Run<S> {
+    /// Ends the run because of `error`, unless another was first.
+    fn fail(&self, error: HostedError) {
+        self.error.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
+        self.meeting.stop();
+    }
+
     fn engine(&self) -> MutexGuard<'_, Engine<HostedMemory, S>> {
         self.engine.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -121,7 +139,7 @@ pub fn run<S: EventSink + Send>(
     setup: &Setup<'_>,
     settings: Settings,
     sink: S,
-) -> Result<End<S, MemoryError>, MemoryError> {
+) -> Result<End<S, HostedError>, HostedError> {
     let vcpus = settings.vcpus;
     let shared_bit = mapgpa_abi::shared_bit(settings.gpaw);
     let mut engine = Engine::new(settings, HostedMemory::default(), sink);
@@ -157,8 +175,16 @@ pub fn run<S: EventSink + Send>(
     } else {
         std::thread::scope(|scope| {
             let vcpu = &vcpu;
-            let threads: Vec<_> =
-                (0..vcpus).zip(0..).map(|(_, index)| scope.spawn(move || vcpu(index))).collect();
+            let mut threads = Vec::with_capacity(vcpus);
+            for (_, index) in (0..vcpus).zip(0..) {
+                match Builder::new().spawn_scoped(scope, move || vcpu(index)) {
+                    Ok(thread) => threads.push(thread),
+                    Err(error) => {
+                        run.fail(HostedError::Thread(error));
+                        break;
+                    }
+                }
+            }
             threads
                 .into_iter()
                 .map(|thread| thread.join().unwrap_or_else(|payload| resume_unwind(payload)))
@@ -266,8 +292,8 @@ impl<S: EventSink> Td for Vcpu<'_, S> {
         match flow {
             Ok(flow) => self.follow(flow),
             Err(error) => {
-                *self.run.error.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
-                self.end_run()
+                self.run.fail(error.into());
+                self.end()
             }
         }
     }

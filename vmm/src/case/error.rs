@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use super::{MEMORY_MAX, MEMORY_MIN, VCPUS_MAX};
 use crate::backend::emulated::{self, KernelMode};
+use crate::backend::hosted;
 use crate::backend::tdx;
 use crate::linux::boot::BootError;
 use crate::memory::MemoryError;
@@ -109,6 +110,9 @@ pub enum RunError {
     /// Guest memory failed.
     #[error(transparent)]
     Memory(#[from] MemoryError),
+    /// A run without a VM failed.
+    #[error(transparent)]
+    Hosted(#[from] hosted::HostedError),
     /// This host's KVM cannot run kernels at speed.
     #[error(
         "this host's KVM cannot run a kernel: code at CPL 0 runs at {:.1} million instructions a \
