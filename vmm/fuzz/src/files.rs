@@ -46,8 +46,7 @@ pub fn run(data: &[u8]) {
             }
         }
         _ => {
-            let half = text.floor_char_boundary(text.len() / 2);
-            let (one, other) = text.split_once('\x0c').unwrap_or(text.split_at(half));
+            let (one, other) = text.split_once('\x0c').unwrap_or((&text, &text));
             let files = [("a.json", one), ("b.json", other)];
             let files = files.map(|(name, text)| (name.to_owned(), text.to_owned()));
             if let Err(error) = merge(files.into()) {
