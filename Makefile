@@ -3,7 +3,7 @@
 CARGO ?= cargo
 TARGET := x86_64-unknown-linux-gnu
 
-.PHONY: demo test lint bench bench-check fuzz-vmm static lab lab-test tdx-test lab-memfd clean
+.PHONY: demo test lint bench bench-check fuzz-vmm static lab lab-test tdx-test lab-memfd cases ci-check clean
 
 # Every guest against every policy, each case in a VM of its own.
 demo:
@@ -55,6 +55,15 @@ tdx-test:
 # Memory model guest-memfd, in the lab; skipped unless its kernel has been built (memfd-tests --build).
 lab-memfd:
 	guest-tests/lab/memfd-tests
+
+# The corpus, found anew.
+cases:
+	$(CARGO) build --release --quiet
+	fixtures/cases/regenerate
+
+# The CI recipes against the schemas and linters of their systems; needs python3 and PyPI.
+ci-check:
+	docs/ci/check
 
 clean:
 	$(CARGO) clean

@@ -60,7 +60,8 @@ fn none_is_missing() {
     for info in GUESTS {
         let of_guest = cases.iter().filter(|case| case.guest == info.name);
         let found: BTreeSet<_> = of_guest.filter_map(|case| case.expected.check).collect();
-        let known = POLICIES.iter().flat_map(|policy| expectations.of(info.name, policy, FrontEnd::Direct));
+        let known =
+            POLICIES.iter().flat_map(|policy| expectations.of(info.name, policy, FrontEnd::Direct));
         let missing: Vec<_> = known.filter(|check| !found.contains(check)).collect();
         assert!(missing.is_empty(), "{}: {missing:?}", info.name);
     }
