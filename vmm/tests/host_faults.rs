@@ -153,6 +153,14 @@ fn a_run_of_several_vcpus_does() {
 
 fn a_hosted_run_does() {
     sweep("faults-hosted", |s| run("hosted", "", s), run_holds);
+    let codes = sweep(
+        "faults-threads",
+        |s| run("hosted", "--vcpus 3", s),
+        |ran, fault, code, _| {
+            assert_ne!(code, 1, "{fault:?}: {}", stdout(&ran.output));
+        },
+    );
+    assert!(codes.contains_key(&3), "no thread for a vCPU: {codes:?}");
 }
 
 /// What is only interrupted, or busy for a moment, is tried again.

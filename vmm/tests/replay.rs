@@ -147,11 +147,25 @@ fn what_is_no_trace_is_refused() {
         (good.replace("\"to\":\"private\"", "\"to\":\"mars\""), &["line 5", "shared or private"]),
         (good.replace("\"vcpu\":0", "\"vcpu\":4000000000"), &["line 1", "more than there can be"]),
         (good.replace("\"status\":\"0x1\"", "\"status\":\"1\""), &["line 1", "0x and digits"]),
-        (good[..good.len() - 20].to_owned(), &["line 8"]),
+        (format!("{}\n", &good[..good.len() - 20]), &["line 8"]),
     ] {
         std::fs::write(&file, text).expect("the trace");
         refused(command(&format!("replay {file}")), &[&["t.jsonl"], words].concat());
     }
+}
+
+#[test]
+fn a_trace_whose_last_line_is_cut_is_read_up_to_that() {
+    let scratch = Scratch::new("replay-cut");
+    let file = scratch.path("t.jsonl").display().to_string();
+    output(&format!("run reference --policy chunk=512K --backend hosted --trace {file}"));
+    let good = std::fs::read_to_string(&file).expect("the trace");
+    // As a VMM leaves it that is killed: 7 of 8 calls, and a part of the last.
+    std::fs::write(&file, &good[..good.len() - 25]).expect("the trace");
+    let replayed = output(&format!("replay {file}"));
+    assert_eq!(code(&replayed), 1);
+    let text = stdout(&replayed);
+    assert!(text.contains("7 calls") && text.contains("call 8 of vCPU 0: recorded none"), "{text}");
 }
 
 /// Reports without what depends on the machine and the moment.
