@@ -25,6 +25,7 @@ mod cpuid;
 mod faults;
 mod host;
 mod log;
+mod map_gpa;
 mod memory;
 mod profile;
 mod raw;

@@ -6,20 +6,19 @@
 //! `tdx_complete_*`); GHCI.
 
 use kvm_bindings::{
-    KVM_EXIT_HYPERCALL, KVM_EXIT_IO, KVM_EXIT_IO_IN, KVM_EXIT_IO_OUT, KVM_EXIT_MMIO,
-    KVM_EXIT_SYSTEM_EVENT, kvm_regs, kvm_run,
+    KVM_EXIT_IO, KVM_EXIT_IO_IN, KVM_EXIT_IO_OUT, KVM_EXIT_MMIO, KVM_EXIT_SYSTEM_EVENT, kvm_regs,
+    kvm_run,
 };
 use mapgpa_abi::tdcall::{leaf, level, module, status, sub};
 use mapgpa_abi::{Alias, PAGE_SIZE, PAGE_SIZE_2M};
-use mapgpa_kvm_model::{CHUNK, Exit, MapGpa, Reply, Step, Td as ModelTd};
 
 use crate::memory::Sept;
 use crate::raw::Sys;
 use crate::run::{Next, Pending, memory_fault};
 use crate::td::lock;
-use crate::uapi::{EXIT_TDX, HC_MAP_GPA_RANGE, SYSTEM_EVENT_TDX_FATAL};
+use crate::uapi::{EXIT_TDX, SYSTEM_EVENT_TDX_FATAL};
 use crate::vcpu::{Inner, Vcpu};
-use crate::{cpuid, profile};
+use crate::{cpuid, map_gpa};
 
 /// Where the data of a KVM_EXIT_IO are in `struct kvm_run`: the second page, as KVM has it.
 const IO_DATA: u64 = PAGE_SIZE;
@@ -27,10 +26,6 @@ const IO_DATA: u64 = PAGE_SIZE;
 const NO_VE_INFO: u64 = 0xc000_0704_0000_0000;
 /// KVM_ENOSYS, as R10 of a hypercall that KVM does not know.
 const ENOSYS: u64 = (-1000i64).cast_unsigned();
-/// KVM_MAP_GPA_RANGE_ENCRYPTED.
-const ENCRYPTED: u64 = 1 << 4;
-/// KVM_EXIT_HYPERCALL_LONG_MODE.
-const LONG_MODE: u64 = 1;
 /// mp_state of a vCPU that waits for an event.
 const HALTED: u32 = 3;
 
@@ -106,7 +101,7 @@ fn accept(vcpu: &Vcpu, operand: u64) -> Result<u64, u64> {
 }
 
 /// The registers that RCX passes, the others as 0.
-fn passed(regs: &kvm_regs) -> kvm_regs {
+pub(crate) fn passed(regs: &kvm_regs) -> kvm_regs {
     let if_passed = |bit: u32, value| if regs.rcx >> bit & 1 != 0 { value } else { 0 };
     kvm_regs {
         rdx: if_passed(2, regs.rdx),
@@ -126,7 +121,7 @@ fn passed(regs: &kvm_regs) -> kvm_regs {
 }
 
 /// Goes on in the guest, with those of R10 to R15 that it passed as `reply` has them, and RAX 0.
-fn resume(vcpu: &Vcpu, guest: &kvm_regs, reply: &kvm_regs) -> Next {
+pub(crate) fn resume(vcpu: &Vcpu, guest: &kvm_regs, reply: &kvm_regs) -> Next {
     let if_passed = |bit: u32, old, new| if guest.rcx >> bit & 1 != 0 { new } else { old };
     vcpu.set_regs(&kvm_regs {
         rax: module::SUCCESS,
@@ -156,7 +151,7 @@ fn vmcall(vcpu: &Vcpu, inner: &mut Inner, shown: &mut kvm_run, guest: kvm_regs) 
     }
     let bit = lock(&vcpu.td.state).shared_bit();
     match regs.r11 {
-        sub::MAP_GPA => return map_gpa(vcpu, inner, shown, guest, regs),
+        sub::MAP_GPA => return map_gpa::begin(vcpu, inner, shown, guest, regs),
         sub::IO => {
             let (size, write, port) = (regs.r12, regs.r13, regs.r14);
             if write > 1 || !matches!(size, 1 | 2 | 4) {
@@ -296,47 +291,6 @@ fn io_data(vcpu: &Vcpu) -> *mut [u8; 8] {
     vcpu.shown().wrapping_byte_add(IO_DATA as usize).cast()
 }
 
-/// `tdx_map_gpa`.
-fn map_gpa(
-    vcpu: &Vcpu,
-    inner: &mut Inner,
-    shown: &mut kvm_run,
-    guest: kvm_regs,
-    mut regs: kvm_regs,
-) -> Sys<Next> {
-    let td = {
-        let state = lock(&vcpu.td.state);
-        ModelTd {
-            kernel: profile::get().kernel,
-            shared_bit: state.shared_bit(),
-            address_bits: inner.address_bits(),
-            exits: state.exits,
-        }
-    };
-    match MapGpa::begin(td, regs.r12, regs.r13) {
-        Err(Reply { status, r11 }) => {
-            (regs.r10, regs.r11) = (status, r11);
-            Ok(resume(vcpu, &guest, &regs))
-        }
-        Ok(call) => {
-            // Only a call of several chunks looks for events.
-            let events = if regs.r13 > CHUNK { vcpu.events()? } else { Default::default() };
-            exit_map_gpa(shown, call.exit());
-            inner.pending = Pending::MapGpa(guest, call, events);
-            Ok(Next::Exit)
-        }
-    }
-}
-
-fn exit_map_gpa(shown: &mut kvm_run, exit: Exit) {
-    shown.exit_reason = KVM_EXIT_HYPERCALL;
-    let run = &mut shown.__bindgen_anon_1;
-    run.hypercall.nr = HC_MAP_GPA_RANGE;
-    run.hypercall.ret = 0;
-    run.hypercall.args = [exit.gpa, exit.pages, if exit.private { ENCRYPTED } else { 0 }, 0, 0, 0];
-    run.hypercall.__bindgen_anon_1.flags = LONG_MODE;
-}
-
 /// Finishes what user space was asked for.
 pub(crate) fn complete(vcpu: &Vcpu, inner: &mut Inner, shown: &mut kvm_run) -> Sys<Next> {
     match std::mem::replace(&mut inner.pending, Pending::Nothing) {
@@ -367,28 +321,8 @@ pub(crate) fn complete(vcpu: &Vcpu, inner: &mut Inner, shown: &mut kvm_run) -> S
             let reply = kvm_regs { r10, r11, r12, r13, r14, ..passed(&guest) };
             Ok(resume(vcpu, &guest, &reply))
         }
-        Pending::MapGpa(guest, mut call, before) => {
-            // SAFETY: the exit was KVM_EXIT_HYPERCALL.
-            let ret = unsafe { shown.__bindgen_anon_1.hypercall.ret };
-            let pending = call.exit().pages == CHUNK / PAGE_SIZE && {
-                let (irr, nmi) = vcpu.events()?;
-                let more = irr.iter().zip(before.0).any(|(now, then)| now & !then != 0);
-                more || nmi && !before.1
-            };
-            match call.complete(ret, pending) {
-                Step::Exit(exit) => {
-                    exit_map_gpa(shown, exit);
-                    inner.pending = Pending::MapGpa(guest, call, before);
-                    Ok(Next::Exit)
-                }
-                Step::Reply(Reply { status, r11 }) => {
-                    let reply = kvm_regs { r10: status, r11, ..passed(&guest) };
-                    Ok(resume(vcpu, &guest, &reply))
-                }
-                Step::RunFails => {
-                    crate::log::refuse(libc::EINVAL, &format!("KVM_RUN: hypercall.ret {ret:#x}"))
-                }
-            }
+        Pending::MapGpa(guest, call, before) => {
+            map_gpa::complete(vcpu, inner, shown, (guest, call, before))
         }
     }
 }
