@@ -48,9 +48,6 @@ global_asm!(
     ".globl mapgpa_td_startup, mapgpa_td_nmi, mapgpa_td_startup_end",
     ".hidden mapgpa_td_startup, mapgpa_td_nmi, mapgpa_td_startup_end",
     ".balign 16",
-    // The compiler may put what refers to them into another object file.
-    ".globl mapgpa_td_startup, mapgpa_td_nmi, mapgpa_td_startup_end",
-    ".hidden mapgpa_td_startup, mapgpa_td_nmi, mapgpa_td_startup_end",
     "mapgpa_td_startup:",
     ".code32",
     "movl %ecx, %edi",
