@@ -116,6 +116,7 @@ fn guests() {
     refused(command("run . --backend hosted"), &["."]);
     refused(command("run tdx-tdcall --backend hosted"), &["tdx-tdcall", "--backend emulated"]);
     refused(command("suite --guests tdx-tdcall --backend hosted"), &["tdx-tdcall", "--backend"]);
+    refused(command("run /dev/zero --backend hosted"), &["/dev/zero", "larger than 64M"]);
     refused(command("run Cargo.toml --backend hosted"), &["Cargo.toml", "--backend emulated"]);
     refused(
         command("run mushroom --bound 3 --backend hosted"),

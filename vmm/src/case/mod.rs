@@ -1,6 +1,7 @@
 //! One case: a guest, a policy and their options; checked, run on a backend, and reported.
 
 mod error;
+mod guest;
 pub mod machine;
 mod recipe;
 
@@ -9,7 +10,6 @@ use std::time::{Duration, Instant};
 
 use mapgpa_abi::params::{BOUND_OWN, Layout, Params, Plan};
 use mapgpa_abi::{Direction, PAGE_SIZE_1G};
-use mapgpa_guests::Guest;
 
 use crate::backend::{End, Setup, emulated, hosted, tdx};
 use crate::engine::{EventSink, FrontEnd, Settings};
@@ -21,55 +21,8 @@ use crate::report::{Follow, Host, Record, Recorder, RunReport, Totals, Trace, Ve
 
 pub(crate) use error::trace_error;
 pub use error::{CaseError, RunError};
+pub use guest::{Backend, GuestSource};
 pub use recipe::{KernelForm, Recipe, RunForm, layout_by_name, plan_by_name, until_by_name};
-
-/// What runs as the guest.
-#[derive(Debug, Clone)]
-pub enum GuestSource {
-    /// A built-in guest test.
-    BuiltIn(Guest),
-    /// A user's ELF.
-    Elf {
-        /// Its file.
-        path: PathBuf,
-        /// The file's bytes.
-        image: Vec<u8>,
-    },
-}
-
-impl GuestSource {
-    /// The guest's name in reports.
-    #[must_use]
-    pub fn name(&self) -> String {
-        match self {
-            Self::BuiltIn(guest) => guest.info().name.to_owned(),
-            Self::Elf { path, .. } => path.display().to_string(),
-        }
-    }
-}
-
-/// What a guest runs on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Backend {
-    /// A plain KVM VM; the VMM plays the TDX module.
-    Emulated,
-    /// A real TD.
-    Tdx,
-    /// This process.
-    Hosted,
-}
-
-impl Backend {
-    /// Its name in reports.
-    #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Emulated => "emulated",
-            Self::Tdx => "tdx",
-            Self::Hosted => "hosted",
-        }
-    }
-}
 
 /// A case.
 #[derive(Debug, Clone)]
@@ -128,7 +81,7 @@ const MEMORY_MAX: u64 = 1 << 40;
 #[expect(clippy::cast_possible_truncation, reason = "a small number")]
 pub const VCPUS_MAX: usize = mapgpa_abi::layout::MAX_VCPUS as usize;
 /// Pages touched of a range after its conversion, and before where memory work is not measured.
-pub(crate) const TOUCHED: u64 = 16;
+pub const TOUCHED: u64 = 16;
 
 /// A run's report, and how the run went.
 #[derive(Debug)]

@@ -24,10 +24,7 @@ pub(super) fn guest(name: &str) -> Result<GuestSource, CliError> {
     if !path.exists() {
         return Err(CliError::UnknownGuest(name.to_owned()));
     }
-    match std::fs::read(path) {
-        Ok(image) => Ok(GuestSource::Elf { path: path.to_owned(), image }),
-        Err(source) => Err(CliError::Read { path: name.to_owned(), source }),
-    }
+    GuestSource::of_file(path).map_err(|source| CliError::Read { path: name.to_owned(), source })
 }
 
 /// What guests run on.

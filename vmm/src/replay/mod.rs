@@ -4,6 +4,7 @@
 mod case_file;
 mod trace_file;
 
+use std::path::Path;
 use std::time::Duration;
 
 use mapgpa_abi::params::{BOUND_NONE, BOUND_OWN, Layout};
@@ -247,10 +248,7 @@ fn guest(path: &str, name: &str) -> Result<GuestSource, ReplayError> {
     if let Some(guest) = Guest::by_name(name) {
         return Ok(GuestSource::BuiltIn(guest));
     }
-    match std::fs::read(name) {
-        Ok(image) => Ok(GuestSource::Elf { path: name.into(), image }),
-        Err(source) => {
-            Err(ReplayError::Guest { path: path.to_owned(), guest: name.to_owned(), source })
-        }
-    }
+    let failed =
+        |source| ReplayError::Guest { path: path.to_owned(), guest: name.to_owned(), source };
+    GuestSource::of_file(Path::new(name)).map_err(failed)
 }
