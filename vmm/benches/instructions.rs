@@ -14,8 +14,10 @@ use std::hint::black_box;
 use std::process::{Command, ExitCode};
 
 use mapgpa::backend::hosted::HostedMemory;
+use mapgpa::case::{Case, GuestSource};
 use mapgpa::engine::{Engine, FrontEnd, Settings};
-use mapgpa::judge::{Judge, Rules};
+use mapgpa::fuzz::{Fixed, Fuzz, Target};
+use mapgpa::judge::{Class, Judge, Rules};
 use mapgpa::pagemap::{Change, PageMap, Pages};
 use mapgpa::platform::{Bare, NoCpu};
 use mapgpa::policy::Policy;
@@ -23,6 +25,7 @@ use mapgpa::report::Recorder;
 use mapgpa::tdcall;
 use mapgpa_abi::tdcall::{Regs, leaf, status, sub};
 use mapgpa_abi::{PAGE_SIZE, shared_bit};
+use mapgpa_guests::Guest;
 use serde::{Deserialize, Serialize};
 
 const STORED: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../fixtures/bench/instructions.toml");
@@ -45,12 +48,13 @@ struct Stored {
 
 type Workload = (&'static str, fn(u64));
 
-const WORKLOADS: [Workload; 5] = [
+const WORKLOADS: [Workload; 6] = [
     ("map-gpa-4k", |requests| map_gpa(requests, "chunk=4K", 4 << 10)),
     ("map-gpa-64k", |requests| map_gpa(requests, "chunk=64K", 64 << 10)),
     ("pagemap-apply-64k", pagemap),
     ("tdcall-info", |requests| tdcalls(requests, leaf::VP_INFO)),
     ("tdcall-map-gpa", |requests| tdcalls(requests, leaf::VP_VMCALL)),
+    ("fuzz", fuzz),
 ];
 
 fn engine(policy: &str) -> Engine<HostedMemory, Recorder> {
@@ -108,6 +112,33 @@ fn tdcalls(requests: u64, leaf: u64) {
         black_box(regs);
     }
     black_box(engine);
+}
+
+/// Seeds of the fuzzer until their cases, made, run and judged, have made that many requests.
+fn fuzz(requests: u64) {
+    let policy = Policy::parse("complete").expect("a policy");
+    let case = Case::new(GuestSource::BuiltIn(Guest::Reference), policy);
+    let fuzz = Fuzz {
+        target: Target::Test(Box::new(case)),
+        class: Class::Hostile,
+        fixed: Fixed::default(),
+        seed: 1,
+        seeds: requests,
+        shard: (1, 1),
+        jobs: 1,
+        time: None,
+        stop: false,
+        shrink_runs: 0,
+    };
+    let mut target = fuzz.target.clone();
+    let mut made = 0;
+    for seed in 1.. {
+        if made >= requests {
+            break;
+        }
+        fuzz.make(seed, &mut target);
+        made += target.run().expect("a run").requests;
+    }
 }
 
 fn main() -> ExitCode {

@@ -8,11 +8,12 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use mapgpa::backend::emulated::floor::Answer;
-use mapgpa::backend::hosted::HostedMemory;
+use mapgpa::backend::hosted::{self, HostedMemory};
 use mapgpa::backend::{Setup, emulated};
-use mapgpa::case::{Backend, Case, GuestSource};
+use mapgpa::case::{Backend, Case, GuestSource, TOUCHED};
 use mapgpa::engine::{Engine, Event, EventSink, FrontEnd, Settings, Then};
-use mapgpa::judge::{Judge, Rules};
+use mapgpa::fuzz::{Fixed, Fuzz, Target};
+use mapgpa::judge::{Class, Judge, Rules};
 use mapgpa::policy::Policy;
 use mapgpa::report::Recorder;
 use mapgpa::suite::POLICIES;
@@ -148,6 +149,7 @@ fn main() -> ExitCode {
         Err(error) => println!("skipped what needs KVM: {error}"),
     }
     engine(&mut bench);
+    fuzzer(&mut bench);
     ExitCode::from(u8::from(bench.over))
 }
 
@@ -221,4 +223,67 @@ fn engine(bench: &mut Bench) {
     let rate = median(rates.collect());
     let measured = format!("{rate:9.2} million requests a second");
     bench.line("the engine alone", &measured, rate / MILLIONS, 1.0, rate >= MILLIONS);
+}
+
+/// Counts requests, and does nothing else.
+struct Count(u64);
+
+impl EventSink for Count {
+    fn on(&mut self, event: &Event<'_>) -> Then {
+        self.0 += u64::from(matches!(event, Event::Call(_)));
+        Then::GoOn
+    }
+}
+
+/// A campaign of the fuzzer in one thread, to the engine on the same cases, which have been made before,
+/// without judge and bookkeeping. Both have the same guest, with all of its TDCALLs.
+fn fuzzer(bench: &mut Bench) {
+    const SEEDS: u64 = 4000;
+    let guest = GuestSource::BuiltIn(Guest::Reference);
+    let fuzz = Fuzz {
+        target: Target::Test(Box::new(Case::new(guest, settings("complete", 48, false).policy))),
+        class: Class::Hostile,
+        fixed: Fixed::default(),
+        seed: 1,
+        seeds: SEEDS,
+        shard: (1, 1),
+        jobs: 1,
+        time: None,
+        stop: false,
+        shrink_runs: 0,
+    };
+    let cases: Vec<Case> = (1..=SEEDS)
+        .map(|seed| {
+            let mut target = fuzz.target.clone();
+            fuzz.make(seed, &mut target);
+            let Target::Test(case) = target else { unreachable!("a guest test") };
+            *case
+        })
+        .collect();
+    let bare = || {
+        let runs: Vec<_> = cases
+            .iter()
+            .map(|case| {
+                let Case { seed, gpaw, vcpus, front_end, .. } = *case;
+                let policy = case.policy.clone();
+                (case, Settings { policy, seed, gpaw, vcpus, timing: false, front_end })
+            })
+            .collect();
+        let mut requests = 0;
+        let began = Instant::now();
+        for (case, settings) in runs {
+            let end = hosted::run(&case.setup(TOUCHED), settings, Count(0)).expect("a run");
+            requests += end.sink.0;
+        }
+        (requests, began.elapsed())
+    };
+    let whole = || {
+        let campaign = fuzz.run(|_| ());
+        assert!(campaign.error.is_none() && campaign.findings.is_empty(), "{campaign:?}");
+        (campaign.requests, campaign.search)
+    };
+    assert_eq!(whole().0, bare().0, "not the same cases");
+    let each = |(requests, time)| per_call(requests, time);
+    let what = "a request of the fuzzer, to the bare engine";
+    bench.compare(what, 2.0, || each(whole()), || each(bare()));
 }
