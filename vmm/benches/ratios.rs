@@ -71,6 +71,7 @@ fn setup(gpa: u64, size: u64, touch: u64) -> Setup<'static> {
             vcpus: 1,
             touch,
             touch_before: touch,
+            mark_replies: false,
         },
         memory: RAM_GPA + (512 << 20),
         memory_model: mapgpa::memory::MemoryModel::Alias,

@@ -355,6 +355,7 @@ fn canary(backend: Backend) -> Result<Canary, String> {
             vcpus: 1,
             touch: 0,
             touch_before: 0,
+            mark_replies: false,
         },
         memory: 32 << 20,
         memory_model: MemoryModel::default(),

@@ -41,6 +41,9 @@ pub mod tag {
     pub const DATA: u8 = 9;
     /// A line of text, kept in the report. Field and payload as PANIC.
     pub const TEXT: u8 = 10;
+    /// What the MapGPA call before it was told. Field: 0 SUCCESS, 1 RETRY, 2 any other status. No
+    /// payload. Only where the parameter page asks for it (`mark_replies`).
+    pub const REPLY: u8 = 11;
 }
 
 /// A header word.

@@ -62,6 +62,9 @@ pub struct Params {
     pub touch: u64,
     /// How many pages of a range are written before a conversion, spread alike.
     pub touch_before: u64,
+    /// After each MapGPA call the guest says on the channel what it was told (`tag::REPLY`): for a VMM
+    /// that cannot see it.
+    pub mark_replies: bool,
 }
 
 impl Params {
@@ -90,6 +93,7 @@ impl Params {
             self.vcpus,
             self.touch,
             self.touch_before,
+            u64::from(self.mark_replies),
         ];
         let mut bytes = [0; SIZE];
         for (slot, field) in bytes.chunks_exact_mut(8).zip(fields) {
@@ -117,7 +121,7 @@ impl Params {
             vcpus,
             touch,
             touch_before,
-            ..,
+            mark_replies,
         ] = fields;
         if magic != MAGIC {
             return None;
@@ -145,6 +149,7 @@ impl Params {
             vcpus,
             touch,
             touch_before,
+            mark_replies: mark_replies != 0,
         })
     }
 }
@@ -170,6 +175,7 @@ mod tests {
                     vcpus: 2,
                     touch: 16,
                     touch_before: 8,
+                    mark_replies: true,
                 };
                 assert_eq!(Params::from_bytes(&params.to_bytes()), Some(params));
             }

@@ -1,6 +1,7 @@
 //! What a guest test says on the guest channel, one function a message.
 
 use mapgpa_abi::channel::{TEXT_MAX, VERSION, header, range_words, tag};
+use mapgpa_abi::tdcall::status;
 use mapgpa_abi::{Alias, Direction};
 
 use crate::Td;
@@ -20,6 +21,16 @@ pub fn begin(td: &mut impl Td, to: Direction, gpa: u64, size: u64) {
 pub fn end(td: &mut impl Td, success: bool, accepted: u64) {
     channel_word(td, header(tag::END, u32::from(!success)));
     channel_word(td, u32::try_from(accepted).unwrap_or(u32::MAX));
+}
+
+/// The last MapGPA call was answered with `status` in R10.
+pub fn reply(td: &mut impl Td, status: u64) {
+    let field = match status {
+        status::SUCCESS => 0,
+        status::RETRY => 1,
+        _ => 2,
+    };
+    channel_word(td, header(tag::REPLY, field));
 }
 
 /// The guest goes on to use `size` bytes at `gpa` through `alias`.

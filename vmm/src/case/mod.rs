@@ -320,6 +320,7 @@ impl Case {
                 vcpus: self.vcpus as u64,
                 touch: TOUCHED,
                 touch_before,
+                mark_replies: false,
             },
             memory: self.memory(),
             memory_model: self.memory_model,

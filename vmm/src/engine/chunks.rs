@@ -89,6 +89,9 @@ struct Observed {
     special: bool,
     begun: Option<Instant>,
     took_ns: u64,
+    /// An event was queued after its last chunk: the guest got RETRY, if the request went on for this
+    /// many bytes, or else SUCCESS.
+    beyond: Option<u64>,
 }
 
 impl UserSpace {
@@ -167,6 +170,8 @@ impl<M: Memory, S: EventSink> Engine<M, S> {
                 }
             }
         };
+        // In a TD the guest test says so (`request_told`), lest the next request seem to be this one's.
+        self.vcpus[vcpu as usize].user.complete();
         let request = match checked {
             Ok(request) => request,
             // Legal to KVM, but not an address of this guest: user space has refused it.
@@ -199,7 +204,8 @@ impl<M: Memory, S: EventSink> Engine<M, S> {
             let request = self.request_of(vcpu, exit, self.vcpus[vcpu as usize].calls);
             let stray = self.enter(&request);
             let (converted, special) = (0, false);
-            let observed = Observed { request, stray, converted, special, begun, took_ns: 0 };
+            let (took_ns, beyond) = (0, None);
+            let observed = Observed { request, stray, converted, special, begun, took_ns, beyond };
             self.vcpus[vcpu as usize].user.observed = Some(observed);
         }
         let done = self.chunk(kernel, vcpu, exit)?;
@@ -220,17 +226,14 @@ impl<M: Memory, S: EventSink> Engine<M, S> {
         let whole = exit.pages * PAGE_SIZE == CHUNK;
         let reply = match done.answer.ret {
             0 if !whole => Some((status::SUCCESS, sub::MAP_GPA)),
-            // Had it been the last chunk, KVM would have said SUCCESS.
-            0 if done.answer.event => match self.beyond(vcpu, exit, to) {
-                0 => Some((status::SUCCESS, sub::MAP_GPA)),
-                more => {
-                    if let Some(observed) = &mut self.vcpus[vcpu as usize].user.observed {
-                        observed.request.size += more;
-                    }
-                    Some((status::RETRY, raw + CHUNK))
+            // Had it been the last chunk, KVM would have said SUCCESS: the next exit may tell.
+            0 => {
+                let beyond = done.answer.event.then(|| self.beyond(vcpu, exit, to));
+                if let Some(observed) = &mut self.vcpus[vcpu as usize].user.observed {
+                    observed.beyond = beyond;
                 }
-            },
-            0 => None,
+                None
+            }
             EAGAIN if kernel == Kernel::V7_2 => Some((status::RETRY, raw)),
             _ => Some((status::INVALID_OPERAND, raw)),
         };
@@ -242,14 +245,40 @@ impl<M: Memory, S: EventSink> Engine<M, S> {
     }
 
     /// `vcpu` has exited for something other than a chunk: a request whose last chunk was whole and
-    /// answered with success was complete.
+    /// answered with success was complete, unless an event was queued and it had to go on.
     pub fn request_over(&mut self, vcpu: u32) -> Flow {
+        let beyond = self.vcpus[vcpu as usize].user.observed.and_then(|seen| seen.beyond);
+        self.whole_chunk_over(vcpu, beyond.filter(|more| *more > 0))
+    }
+
+    /// `vcpu` says what the guest was told by its last request ([`mapgpa_abi::channel::tag::REPLY`]).
+    pub(super) fn request_told(&mut self, vcpu: u32, told: u32) -> Flow {
+        let Some(seen) = self.vcpus[vcpu as usize].user.observed else {
+            return self.request_over(vcpu);
+        };
+        let more = match u64::from(told) {
+            // KVM may have had an event of its own.
+            status::RETRY => Some(seen.beyond.filter(|more| *more > 0).unwrap_or(PAGE_SIZE)),
+            status::SUCCESS => None,
+            _ => return self.request_over(vcpu),
+        };
+        self.whole_chunk_over(vcpu, more)
+    }
+
+    /// The request of `vcpu` whose last chunk was whole, if there is one, was answered: with RETRY if
+    /// it went on for `more` bytes.
+    fn whole_chunk_over(&mut self, vcpu: u32, more: Option<u64>) -> Flow {
         let user = &mut self.vcpus[vcpu as usize].user;
         user.complete();
-        if user.observed.is_none() {
-            return Flow::Continue;
-        }
-        let reply = mapgpa_kvm_model::Reply { status: status::SUCCESS, r11: sub::MAP_GPA };
+        let Some(seen) = &mut user.observed else { return Flow::Continue };
+        let reply = match more {
+            None => mapgpa_kvm_model::Reply { status: status::SUCCESS, r11: sub::MAP_GPA },
+            Some(more) => {
+                let r11 = seen.request.raw_gpa + seen.request.size;
+                seen.request.size += more;
+                mapgpa_kvm_model::Reply { status: status::RETRY, r11 }
+            }
+        };
         self.observed_reply(vcpu, reply)
     }
 

@@ -35,6 +35,7 @@ enum Message {
     Barrier,
     Data(Vec<u64>),
     Text(String),
+    Reply(u32),
     Unknown(u32),
 }
 
@@ -52,7 +53,7 @@ impl Channel {
                 tag::CRASH => CRASH_WORDS,
                 tag::PANIC | tag::TEXT if field <= TEXT_MAX => field.div_ceil(4),
                 tag::DATA if 2 * field <= PAYLOAD_MAX => 2 * field,
-                tag::HELLO | tag::EXIT | tag::BARRIER => 0,
+                tag::HELLO | tag::EXIT | tag::BARRIER | tag::REPLY => 0,
                 _ => return Message::Unknown(word),
             };
         } else {
@@ -78,6 +79,7 @@ impl Channel {
             tag::CRASH => Message::Crash(self.crash()),
             tag::EXIT => Message::Exit { success: self.field == 0 },
             tag::BARRIER => Message::Barrier,
+            tag::REPLY => Message::Reply(self.field),
             _ => Message::Data(self.values().collect()),
         }
     }
@@ -135,11 +137,15 @@ fn vector_name(vector: u32) -> String {
 impl<M: Memory, S: EventSink> Engine<M, S> {
     /// Takes a word that `vcpu` wrote to the guest channel.
     pub fn channel_word(&mut self, vcpu: u32, word: u32) -> Flow {
+        let message = self.vcpus[vcpu as usize].channel.push(word);
+        if let Message::Reply(told) = message {
+            return self.request_told(vcpu, told);
+        }
         if self.request_over(vcpu) == Flow::Stop {
             return Flow::Stop;
         }
-        match self.vcpus[vcpu as usize].channel.push(word) {
-            Message::Incomplete | Message::Hello(VERSION) => Flow::Continue,
+        match message {
+            Message::Incomplete | Message::Hello(VERSION) | Message::Reply(_) => Flow::Continue,
             Message::Hello(version) => self.odd(&format!(
                 "the guest speaks version {version} of the channel, this VMM version {VERSION}"
             )),

@@ -199,6 +199,7 @@ impl Probe {
                 vcpus: scripts.len() as u64,
                 touch: 0,
                 touch_before: 0,
+                mark_replies: false,
             },
             memory: self.memory,
             memory_model: self.memory_model,

@@ -1,8 +1,7 @@
 //! The entry point: from the registers of `abi::layout` to the guest test's function.
 //!
-//! The VMM starts every vCPU here with paging on and a stack (backend `emulated`). A real TD starts
-//! in 32-bit mode at the reset vector; such a start-up would set up paging and then jump to `_start`
-//! with the same registers.
+//! Every vCPU starts here with paging on and a stack: the VMM sees to it on backend `emulated`, its
+//! start-up code on `tdx`, where a vCPU begins in 32-bit mode at the reset vector.
 
 use core::arch::naked_asm;
 
@@ -33,6 +32,7 @@ extern "sysv64" fn start(params: *const [u8; SIZE], vcpu: u64) -> ! {
     let Some(params) = Params::from_bytes(page) else {
         report::panic(&mut td, "the parameter page is not one of this version")
     };
+    td.marks = params.mark_replies;
     // SAFETY: a function pointer in constant memory, with the type that the macro demands.
     let main = unsafe { MAPGPA_MAIN };
     let success = main(&mut td, &params);

@@ -6,20 +6,22 @@ use core::ptr::{with_exposed_provenance, with_exposed_provenance_mut};
 
 use mapgpa_abi::Alias;
 use mapgpa_abi::layout::SHARED_VA;
-use mapgpa_abi::tdcall::{Regs, sub};
+use mapgpa_abi::tdcall::{Regs, leaf, sub};
 
-use crate::Td;
+use crate::{Td, report};
 
 /// The vCPU that the code runs on.
 #[derive(Debug)]
 pub struct BareTd {
     vcpu: u64,
+    /// Replies to MapGPA are said on the channel.
+    pub(super) marks: bool,
 }
 
 impl BareTd {
     /// The handle of vCPU `vcpu`, for code on that vCPU.
     pub(super) const fn new(vcpu: u64) -> Self {
-        Self { vcpu }
+        Self { vcpu, marks: false }
     }
 
     /// Index of this vCPU, from 0.
@@ -31,9 +33,13 @@ impl BareTd {
 
 impl Td for BareTd {
     fn tdcall(&mut self, regs: &mut Regs) {
+        let map_gpa = (regs.rax, regs.r10, regs.r11) == (leaf::VP_VMCALL, 0, sub::MAP_GPA);
         // SAFETY: `regs` is exclusive; `tdcall` saves what its ABI demands. What a TDCALL does to
         // memory (conversion, accept) concerns pages that no Rust object lives in.
         unsafe { tdcall(regs) }
+        if self.marks && map_gpa {
+            report::reply(self, regs.r10);
+        }
     }
 
     fn read(&mut self, alias: Alias, gpa: u64) -> u64 {

@@ -18,6 +18,8 @@ mod vm;
 
 use std::time::Instant;
 
+use mapgpa_abi::params::Params;
+
 pub use host::{Facts, Lacking, facts, kernel, lacking};
 
 use crate::backend::emulated::image::{ImageError, Tdcalls};
@@ -169,6 +171,9 @@ pub fn run<S: EventSink + Send>(
     let vcpus = u32::try_from(settings.vcpus).unwrap_or(u32::MAX);
     let host = Host::get()?;
     let ram = Ram::new(setup.memory)?;
+    // Where one request ends and the next begins cannot be seen from here.
+    let params = Params { mark_replies: true, ..setup.params };
+    let setup = &Setup { params, ..setup.clone() };
     let image = boot::load(setup, &[], &ram, Tdcalls::Kept)?;
     let td = Td::new(host, &ram, &image, setup, vcpus.into(), gpaw)?;
     let fds = (0..vcpus).map(|index| td.vcpu(index)).collect::<Result<Vec<_>, _>>()?;

@@ -166,7 +166,9 @@ impl<S: EventSink> Vcpu<'_, '_, S> {
         if !matches!(exit, Exit::Fault(..)) {
             self.faults = 0;
         }
-        if !matches!(exit, Exit::Chunk(_)) && engine.request_over(self.index) == Flow::Stop {
+        // The engine looks at words of the channel itself: they may say how the request ended.
+        let tells = matches!(exit, Exit::Chunk(_) | Exit::Channel(_));
+        if !tells && engine.request_over(self.index) == Flow::Stop {
             return Ok(Flow::Stop);
         }
         Ok(match exit {
