@@ -218,6 +218,7 @@ mod tests {
         vcpus: 1,
         touch: 4,
         touch_before: 4,
+        mark_replies: false,
     };
 
     fn range(tag: u8, field: u32, gpa: u64, size: u64) -> (u8, u32, Vec<u32>) {
