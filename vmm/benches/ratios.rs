@@ -12,7 +12,7 @@ use mapgpa::backend::hosted::{self, HostedMemory};
 use mapgpa::backend::{Setup, emulated};
 use mapgpa::case::{Backend, Case, GuestSource, TOUCHED};
 use mapgpa::engine::{Engine, Event, EventSink, FrontEnd, Settings, Then};
-use mapgpa::fuzz::{Fixed, Fuzz, Target};
+use mapgpa::fuzz::{Fixed, Fuzz, Live, Target};
 use mapgpa::judge::{Class, Judge, Rules};
 use mapgpa::policy::Policy;
 use mapgpa::report::Recorder;
@@ -279,7 +279,9 @@ fn fuzzer(bench: &mut Bench) {
         (requests, began.elapsed())
     };
     let whole = || {
-        let campaign = fuzz.run(|_| ());
+        let live = Live::new(&fuzz);
+        fuzz.run(&live, |_| ());
+        let campaign = live.into_campaign();
         assert!(campaign.error.is_none() && campaign.findings.is_empty(), "{campaign:?}");
         (campaign.requests, campaign.search)
     };

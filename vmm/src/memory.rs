@@ -38,6 +38,12 @@ impl MemoryModel {
             Self::GuestMemfd => "guest-memfd",
         }
     }
+
+    /// The model of this name.
+    #[must_use]
+    pub fn by_name(name: &str) -> Option<Self> {
+        [Self::Alias, Self::GuestMemfd].into_iter().find(|model| model.name() == name)
+    }
 }
 
 /// What conversions cost the host in system calls.

@@ -150,6 +150,7 @@ fn fuzz(parts: Vec<Part<FuzzReport>>) -> Result<FuzzReport, MergeError> {
         all.requests += part.requests;
         all.search_ns = all.search_ns.max(part.search_ns);
         all.interrupted |= part.interrupted;
+        all.unfinished |= part.unfinished;
         all.error = all.error.or(part.error);
         for finding in part.findings {
             match all.findings.iter_mut().find(|other| other.check == finding.check) {

@@ -2,7 +2,7 @@
 #![allow(clippy::expect_used, clippy::panic, reason = "helpers fail the test, too")]
 
 use mapgpa::case::{Case, GuestSource};
-use mapgpa::fuzz::{Campaign, Finding, Fixed, Fuzz, Target};
+use mapgpa::fuzz::{Campaign, Finding, Fixed, Fuzz, Live, Target};
 use mapgpa::judge::{Check, Class};
 use mapgpa::policy::{Action, Policy};
 use mapgpa_guests::{GUESTS, Guest};
@@ -26,7 +26,9 @@ fn fuzz(guest: Guest, class: Class, seeds: u64) -> Fuzz {
 }
 
 fn run(fuzz: &Fuzz) -> Campaign {
-    let campaign = fuzz.run(|_| {});
+    let live = Live::new(fuzz);
+    fuzz.run(&live, |_| {});
+    let campaign = live.into_campaign();
     assert!(campaign.error.is_none(), "{:?}", campaign.error);
     campaign
 }

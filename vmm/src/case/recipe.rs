@@ -56,6 +56,9 @@ pub struct RunForm {
     /// Bytes of guest memory.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub memory: Option<String>,
+    /// How guest memory is made.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memory_model: Option<String>,
     /// The guest's bound, or none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub bound: Option<String>,
@@ -162,6 +165,9 @@ impl Recipe {
                 .map(|(name, _)| (*name).to_owned()),
             vcpus: (case.vcpus != 1).then_some(case.vcpus),
             memory: case.memory.map(show_size),
+            memory_model: unless(&case.memory_model, &default.memory_model, |model| {
+                model.name().to_owned()
+            }),
             bound: match case.bound {
                 BOUND_OWN => None,
                 BOUND_NONE => Some("none".to_owned()),
@@ -193,6 +199,7 @@ impl Recipe {
             layout: None,
             vcpus: (case.run.vcpus != 1).then_some(case.run.vcpus),
             memory: Some(show_size(options.memory)),
+            memory_model: None,
             bound: None,
             guest_chunk: None,
             timeout: unless(&case.run.timeout, &super::machine::TIMEOUT, |time| {

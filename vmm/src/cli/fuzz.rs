@@ -1,19 +1,19 @@
 //! The command `fuzz`.
 
 use std::path::Path;
-use std::sync::Mutex;
-use std::time::{Duration, Instant};
 
 use clap::ArgMatches;
 use clap::parser::ValueSource;
 
 use super::args::{BackendArg, Format, OnViolation};
 use super::fuzz_args::FuzzArgs;
+use super::fuzz_watch::{Kept, Shown};
+use super::keep::keeping;
 use super::output::{self, Output};
-use super::{CliError, Found, linux, resolve, suite};
+use super::{CliError, Found, linux, resolve};
 use crate::case::{Backend, CaseError};
 use crate::engine::FrontEnd;
-use crate::fuzz::{Fixed, Fuzz, FuzzError, FuzzReport, Progress, Target};
+use crate::fuzz::{Fixed, Fuzz, FuzzError, FuzzReport, Live, Target};
 use crate::policy::{Action, Policy};
 use crate::report::fuzz as report;
 
@@ -53,28 +53,16 @@ pub(super) fn fuzz(args: &FuzzArgs, matches: &ArgMatches) -> Result<Found, CliEr
     };
     let json = Output::create("--json", args.json.as_deref())?;
 
-    let bar = suite::progress_bar(usize::try_from(fuzz.seeds_here()).unwrap_or(usize::MAX));
-    let began = Instant::now();
-    let shown = Mutex::new(Duration::ZERO);
-    let campaign = fuzz.run(|progress| {
-        // A bar costs more than a block of seeds.
-        let now = began.elapsed();
-        let Ok(mut last) = shown.try_lock() else { return };
-        if now - *last >= Duration::from_millis(100) {
-            *last = now;
-            let Progress { ran, requests, found } = progress;
-            let ns = u64::try_from(now.as_nanos()).unwrap_or(u64::MAX);
-            bar.set_position(ran);
-            bar.set_message(format!(
-                "{:.2} million requests a second, checks that fail: {found}",
-                report::rate(requests, ns)
-            ));
-        }
-    });
-    bar.finish_and_clear();
+    let live = Live::new(&fuzz);
+    let shown = Shown::new(&fuzz);
+    let mut kept = Kept::new(json.as_ref(), &args.cases);
+    keeping(|| kept.keep(&fuzz, &live), || fuzz.run(&live, |progress| shown.on(progress)));
+    shown.clear();
 
+    let campaign = live.into_campaign();
     let result = FuzzReport::new(&fuzz, &campaign);
     write_cases(&result, &args.cases)?;
+    kept.discard_cases();
     if let Some(output) = json {
         output.write(|out| output::json(out, &result))?;
     }

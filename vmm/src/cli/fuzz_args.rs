@@ -68,7 +68,7 @@ pub(super) struct FuzzArgs {
     /// How many seeds [default: 100000; 1000 in VMs, 20 with --kernel; with --time no limit]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     pub(super) seeds: Option<u64>,
-    /// No seed is begun after this time
+    /// When all has to end, making findings small included
     #[arg(long, value_name = "DURATION", value_parser = units::time_limit)]
     pub(super) time: Option<Duration>,
     /// Only part I of N of the seeds; `auto` or `auto/N` takes I from the environment (docs/ci.md)

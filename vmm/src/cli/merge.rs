@@ -38,7 +38,7 @@ pub(super) fn merge(args: &MergeArgs) -> Result<Found, CliError> {
     Ok(match merged {
         Merged::Suite(suite) => found_in_suite(&suite["summary"]),
         Merged::Fuzz(report) if report.error.is_some() => Found::HostCannot,
-        Merged::Fuzz(report) if report.interrupted => Found::Interrupted,
+        Merged::Fuzz(report) if report.interrupted || report.unfinished => Found::Interrupted,
         Merged::Fuzz(report) if report.findings.is_empty() => Found::Expected,
         Merged::Fuzz(_) => Found::Violations,
         Merged::Sweep(report) => sweep::found(&report),

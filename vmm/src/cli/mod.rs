@@ -7,6 +7,8 @@ mod compare;
 mod firmware;
 mod fuzz;
 mod fuzz_args;
+mod fuzz_watch;
+mod keep;
 mod linux;
 mod lists;
 mod machine_args;

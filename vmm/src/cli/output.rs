@@ -1,4 +1,4 @@
-//! Report files that the user names: tried before anything runs, written at the end, whole or not at all.
+//! Report files that the user names: tried before anything runs, and never seen half written.
 
 use std::fs::{File, OpenOptions, Permissions};
 use std::io::{self, ErrorKind, Write};
@@ -36,6 +36,14 @@ impl<'a> Output<'a> {
         match way(path) {
             Ok(way) => Ok(Some(Self { option, path, way })),
             Err(source) => Err(write_error(option, path, source)),
+        }
+    }
+
+    /// Writes what there is of it while the command runs. Where a reader would take that for all of it, and
+    /// where it cannot be written, nothing happens: [`Output::write`] comes.
+    pub(super) fn keep(&self, body: impl FnOnce(&mut io::BufWriter<&File>) -> io::Result<()>) {
+        if let Way::Replace(path) = &self.way {
+            let _ = replace(path, body);
         }
     }
 
@@ -88,7 +96,8 @@ fn without_name(error: io::Error) -> io::Error {
     cause.and_then(io::Error::raw_os_error).map_or(error, io::Error::from_raw_os_error)
 }
 
-fn replace(
+/// Writes the file at `path` in one step.
+pub(super) fn replace(
     path: &Path,
     body: impl FnOnce(&mut io::BufWriter<&File>) -> io::Result<()>,
 ) -> io::Result<()> {

@@ -2,25 +2,28 @@
 //!
 //! A seed stands for a case, whoever runs it: workers take blocks of seeds in order, and of each check
 //! that fails the lowest seed counts. So the findings are the same whatever the number of workers, and
-//! shards can be joined. With a time limit the seeds that were run are the first so many.
+//! shards can be joined. Only with a time limit the machine's speed decides, how many seeds are run and how
+//! far findings are made small.
 
+mod campaign;
 mod generate;
+mod plainer;
 mod report;
 mod shrink;
 mod target;
 
-use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use campaign::Part;
+pub use campaign::{Campaign, Finding, Live, Shrinking};
 pub use generate::Fixed;
 pub use report::{FindingRow, FuzzReport, SCHEMA};
 pub use target::{Outcome, Target};
 
 use crate::case::{Backend, RunError};
 use crate::interrupt;
-use crate::judge::{Check, Class};
+use crate::judge::{CHECKS, Check, Class};
 use crate::workers;
 
 /// Seeds that a worker takes at a time on `hosted`.
@@ -49,6 +52,14 @@ pub enum FuzzError {
     },
 }
 
+impl FuzzError {
+    const fn seed(&self) -> u64 {
+        match self {
+            Self::Run { seed, .. } | Self::Class { seed, .. } => *seed,
+        }
+    }
+}
+
 /// A campaign to be run.
 #[derive(Debug, Clone)]
 pub struct Fuzz {
@@ -66,7 +77,7 @@ pub struct Fuzz {
     pub shard: (u64, u64),
     /// Threads.
     pub jobs: usize,
-    /// No seed is begun after this time.
+    /// All has to end by then.
     pub time: Option<Duration>,
     /// Ends with the lowest seed that fails.
     pub stop: bool,
@@ -74,95 +85,52 @@ pub struct Fuzz {
     pub shrink_runs: u64,
 }
 
-/// A check that failed.
-#[derive(Debug)]
-pub struct Finding {
-    /// Which.
-    pub check: Check,
-    /// The lowest seed that fails it.
-    pub seed: u64,
-    /// How many seeds fail it.
-    pub count: u64,
-    /// Rules of that seed's policy.
-    pub rules: usize,
-    /// The small case.
-    pub target: Target,
-    /// How it fails.
-    pub outcome: Outcome,
-}
-
-/// What a campaign found.
-#[derive(Debug)]
-pub struct Campaign {
-    /// Seeds that were run here.
-    pub ran: u64,
-    /// Of those, whose replies really were of the class.
-    pub reached: u64,
-    /// MapGPA calls.
-    pub requests: u64,
-    /// Time of the search, without making findings small.
-    pub search: Duration,
-    /// One of each check that failed, in order of their list.
-    pub findings: Vec<Finding>,
-    /// The user interrupted it, or the time limit did: seeds are left out.
-    pub left_out: u64,
-    /// It was the user.
-    pub interrupted: bool,
-    /// What ended it early.
-    pub error: Option<FuzzError>,
-}
-
-/// How far a campaign is.
+/// What happens in a campaign.
 #[derive(Debug, Clone, Copy)]
-pub struct Progress {
-    /// Seeds run.
-    pub ran: u64,
-    /// MapGPA calls.
-    pub requests: u64,
-    /// Checks found to fail.
-    pub found: usize,
+pub enum Progress {
+    /// Seeds were run.
+    Searched {
+        /// How many in all.
+        ran: u64,
+        /// MapGPA calls.
+        requests: u64,
+        /// Checks found to fail.
+        found: usize,
+    },
+    /// A check failed that had not failed before.
+    Found {
+        /// Which.
+        check: Check,
+        /// The seed.
+        seed: u64,
+        /// Rules of its policy.
+        rules: usize,
+    },
+    /// A run that may make a finding smaller.
+    Shrinking {
+        /// Its check.
+        check: Check,
+        /// How many there were.
+        runs: u64,
+        /// Rules of the smallest case by now.
+        rules: usize,
+    },
 }
 
 /// What the workers share.
-#[derive(Default)]
 struct Shared {
+    began: Instant,
+    /// When all has to end.
+    deadline: Option<Instant>,
     /// The next block.
     next: AtomicU64,
     /// The lowest failing index, where the campaign ends with that.
     stop_at: AtomicU64,
+    /// When the search has to end, in nanoseconds, so that there is time to make findings small.
+    search_ns: AtomicU64,
     over: AtomicBool,
-    sums: Mutex<Sums>,
-}
-
-#[derive(Default)]
-struct Sums {
-    ran: u64,
-    reached: u64,
-    requests: u64,
-    /// Lowest seed, and number of seeds, by check.
-    found: BTreeMap<Check, (u64, u64)>,
-    error: Option<FuzzError>,
-}
-
-impl Sums {
-    fn add(&mut self, other: Self) {
-        self.ran += other.ran;
-        self.reached += other.reached;
-        self.requests += other.requests;
-        for (check, (seed, count)) in other.found {
-            let entry = self.found.entry(check).or_insert((seed, 0));
-            *entry = (entry.0.min(seed), entry.1 + count);
-        }
-        // Of several errors that of the lowest seed, as with one worker.
-        let seed_of = |error: &FuzzError| match error {
-            FuzzError::Run { seed, .. } | FuzzError::Class { seed, .. } => *seed,
-        };
-        if let Some(error) = other.error
-            && self.error.as_ref().is_none_or(|first| seed_of(&error) < seed_of(first))
-        {
-            self.error = Some(error);
-        }
-    }
+    /// The lowest seed that fails each check.
+    lowest: [AtomicU64; CHECKS.len()],
 }
 
 impl Fuzz {
@@ -190,40 +158,67 @@ impl Fuzz {
         }
     }
 
-    /// Runs it; `progress` is called now and then, from any thread.
-    pub fn run(&self, progress: impl Fn(Progress) + Sync) -> Campaign {
+    /// Runs it; `live` is what was found so far. `progress` is called now and then, from any thread.
+    pub fn run(&self, live: &Live, progress: impl Fn(Progress) + Sync) {
         let began = Instant::now();
-        let shared = Shared { stop_at: u64::MAX.into(), ..Shared::default() };
-        workers::work(self.jobs, || self.work(&shared, began, &progress));
-        let search = began.elapsed();
-        let mut sums = shared.sums.into_inner().unwrap_or_else(PoisonError::into_inner);
-        let stop_at = shared.stop_at.into_inner();
-        if self.stop && stop_at != u64::MAX {
-            // Others may have run further; what counts is the lowest.
-            let seed = self.seed_at(stop_at);
-            sums.found.retain(|_, found| found.0 == seed);
-            sums.found.values_mut().for_each(|found| found.1 = 1);
-            sums.ran = stop_at + 1;
-        }
-        let mut campaign = Campaign {
-            ran: sums.ran,
-            reached: sums.reached,
-            requests: sums.requests,
-            search,
-            findings: Vec::new(),
-            left_out: if self.stop { 0 } else { self.seeds_here() - sums.ran },
-            interrupted: interrupt::requested(),
-            error: sums.error,
+        let shared = Shared {
+            began,
+            deadline: self.time.and_then(|time| began.checked_add(time)),
+            next: AtomicU64::new(0),
+            stop_at: AtomicU64::new(u64::MAX),
+            search_ns: AtomicU64::new(self.time.map_or(u64::MAX, nanos)),
+            over: AtomicBool::new(false),
+            lowest: std::array::from_fn(|_| AtomicU64::new(u64::MAX)),
         };
-        for (check, (seed, count)) in sums.found {
-            match self.finding(check, seed, count) {
-                Ok(finding) => campaign.findings.push(finding),
-                Err(source) => {
-                    campaign.error.get_or_insert(FuzzError::Run { seed, source });
-                }
+        workers::work(self.jobs, || self.work(&shared, live, &progress));
+        let stop_at = shared.stop_at.into_inner();
+        let found = live.change(|campaign| {
+            campaign.search = began.elapsed();
+            if self.stop && stop_at != u64::MAX {
+                // Others may have run further; what counts is the lowest.
+                let seed = self.seed_at(stop_at);
+                campaign.findings.retain(|finding| finding.seed == seed);
+                campaign.findings.iter_mut().for_each(|finding| finding.count = 1);
+                (campaign.ran, campaign.left_out) = (stop_at + 1, 0);
             }
+            campaign.findings.len()
+        });
+        for at in 0..found {
+            self.make_small(at, live, shared.deadline, &progress);
         }
-        campaign
+        live.change(|campaign| {
+            campaign.interrupted = interrupt::requested();
+            campaign.unfinished = false;
+        });
+    }
+
+    /// Makes finding number `at` small.
+    fn make_small(
+        &self,
+        at: usize,
+        live: &Live,
+        deadline: Option<Instant>,
+        progress: &impl Fn(Progress),
+    ) {
+        let (check, seed, target, outcome) = live.change(|campaign| {
+            let Finding { check, seed, target, outcome, .. } = &campaign.findings[at];
+            (*check, *seed, target.clone(), outcome.clone())
+        });
+        let ended = shrink::shrink(target, outcome, check, self.shrink_runs, deadline, |step| {
+            let rules = live.change(|campaign| {
+                let finding = &mut campaign.findings[at];
+                if let Some((target, outcome)) = step.smaller {
+                    finding.target.clone_from(target);
+                    finding.outcome.clone_from(outcome);
+                }
+                finding.target.rules().len()
+            });
+            progress(Progress::Shrinking { check, runs: step.runs, rules });
+        });
+        live.change(|campaign| match ended {
+            Ok(shrinking) => campaign.findings[at].shrinking = shrinking,
+            Err(source) => campaign.fail(FuzzError::Run { seed, source }),
+        });
     }
 
     /// Seeds that a worker takes at a time.
@@ -234,11 +229,11 @@ impl Fuzz {
         }
     }
 
-    fn work(&self, shared: &Shared, began: Instant, progress: &impl Fn(Progress)) {
+    fn work(&self, shared: &Shared, live: &Live, progress: &impl Fn(Progress)) {
         let mut target = self.target.clone();
         let (block, seeds) = (self.block(), self.seeds_here());
         loop {
-            let late = self.time.is_some_and(|time| began.elapsed() >= time);
+            let late = nanos(shared.began.elapsed()) >= shared.search_ns.load(Ordering::Relaxed);
             if late || interrupt::requested() || shared.over.load(Ordering::Relaxed) {
                 return;
             }
@@ -246,11 +241,11 @@ impl Fuzz {
             if first >= seeds || first > shared.stop_at.load(Ordering::Relaxed) {
                 return;
             }
-            let mut sums = Sums::default();
+            let mut part = Part::default();
             for index in first..seeds.min(first + block) {
                 let seed = self.seed_at(index);
                 self.make(seed, &mut target);
-                match self.one(seed, &target, &mut sums) {
+                match self.one(seed, &mut target, shared, &mut part) {
                     Ok(false) => {}
                     Ok(true) if self.stop => {
                         shared.stop_at.fetch_min(index, Ordering::Relaxed);
@@ -258,47 +253,76 @@ impl Fuzz {
                     }
                     Ok(true) => {}
                     Err(error) => {
-                        sums.error = Some(error);
+                        part.error = Some(error);
                         shared.over.store(true, Ordering::Relaxed);
                         break;
                     }
                 }
             }
-            let mut all = shared.sums.lock().unwrap_or_else(PoisonError::into_inner);
-            all.add(sums);
-            let now = Progress { ran: all.ran, requests: all.requests, found: all.found.len() };
-            drop(all);
-            progress(now);
+            let elapsed = shared.began.elapsed();
+            let (new, now) = live.change(|all| {
+                let new = all.add(part);
+                all.search = elapsed;
+                let Campaign { ran, requests, ref findings, .. } = *all;
+                (new, (ran, requests, findings.len()))
+            });
+            let (ran, requests, found) = now;
+            if let Some(time) = self.time {
+                let reserve = self.reserve(ran, found, elapsed).min(time / 2);
+                shared.search_ns.store(nanos(time - reserve), Ordering::Relaxed);
+            }
+            for (check, seed, rules) in new {
+                progress(Progress::Found { check, seed, rules });
+            }
+            progress(Progress::Searched { ran, requests, found });
         }
+    }
+
+    /// The time that making `found` findings small may take, by that of the `ran` runs that there were.
+    fn reserve(&self, ran: u64, found: usize, elapsed: Duration) -> Duration {
+        let runs = (found as u64).saturating_mul(self.shrink_runs);
+        let jobs = self.jobs as u64;
+        let took = u128::from(nanos(elapsed)) * u128::from(jobs) / u128::from(ran.max(1));
+        let all = took.saturating_mul(u128::from(runs));
+        Duration::from_nanos(u64::try_from(all).unwrap_or(u64::MAX))
     }
 
     /// Runs the case of one seed; whether a check failed.
-    fn one(&self, seed: u64, target: &Target, sums: &mut Sums) -> Result<bool, FuzzError> {
-        let outcome = target.run().map_err(|source| FuzzError::Run { seed, source })?;
-        if outcome.interrupted {
+    fn one(
+        &self,
+        seed: u64,
+        target: &mut Target,
+        shared: &Shared,
+        part: &mut Part,
+    ) -> Result<bool, FuzzError> {
+        let ran = target.run_until(shared.deadline);
+        let Some(outcome) = ran.map_err(|source| FuzzError::Run { seed, source })? else {
             return Ok(false);
-        }
+        };
         if outcome.class > self.class {
             return Err(FuzzError::Class { seed, asked: self.class, found: outcome.class });
         }
-        sums.ran += 1;
-        sums.reached += u64::from(outcome.class == self.class);
-        sums.requests += outcome.requests;
-        if outcome.violations.is_empty() {
-            return Ok(false);
-        }
+        part.ran += 1;
+        part.reached += u64::from(outcome.class == self.class);
+        part.requests += outcome.requests;
         for check in outcome.checks() {
-            sums.found.entry(check).or_insert((seed, 0)).1 += 1;
+            *part.counts.entry(check).or_default() += 1;
+            if shared.lowest[check as usize].fetch_min(seed, Ordering::Relaxed) > seed {
+                part.first.push(Finding {
+                    check,
+                    seed,
+                    count: 1,
+                    rules: target.rules().len(),
+                    target: target.clone(),
+                    outcome: outcome.clone(),
+                    shrinking: Shrinking::Unfinished,
+                });
+            }
         }
-        Ok(true)
+        Ok(!outcome.violations.is_empty())
     }
+}
 
-    fn finding(&self, check: Check, seed: u64, count: u64) -> Result<Finding, RunError> {
-        let mut target = self.target.clone();
-        self.make(seed, &mut target);
-        let rules = target.rules().len();
-        let outcome = target.run()?;
-        let (target, outcome) = shrink::shrink(target, outcome, check, self.shrink_runs)?;
-        Ok(Finding { check, seed, count, rules, target, outcome })
-    }
+fn nanos(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }

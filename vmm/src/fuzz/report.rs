@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Campaign, Fuzz, Target};
+use super::{Campaign, Fuzz, Shrinking, Target};
 use crate::one_line;
 use crate::replay::write_case;
 
@@ -22,6 +22,8 @@ pub struct FindingRow {
     pub rules_found: usize,
     /// Rules of the small case.
     pub rules: usize,
+    /// How far it has been made small.
+    pub shrinking: Shrinking,
     /// The class of the small case.
     pub class: String,
     /// What happened.
@@ -53,7 +55,7 @@ pub struct FuzzReport {
     pub ran: u64,
     /// Of those, whose replies really were of the class.
     pub reached: u64,
-    /// Seeds that were not run: the time was up, or the user interrupted.
+    /// Seeds that were not run: the time was up, the user interrupted, or it is not finished.
     pub left_out: u64,
     /// MapGPA calls.
     pub requests: u64,
@@ -63,6 +65,8 @@ pub struct FuzzReport {
     pub findings: Vec<FindingRow>,
     /// The user interrupted it.
     pub interrupted: bool,
+    /// It had not ended when this was written: it still runs, or was killed.
+    pub unfinished: bool,
     /// What ended it early.
     pub error: Option<String>,
     /// Version of mapgpa.
@@ -86,6 +90,7 @@ impl FuzzReport {
                 count: finding.count,
                 rules_found: finding.rules,
                 rules: finding.target.rules().len(),
+                shrinking: finding.shrinking,
                 class: finding.outcome.class.name().to_owned(),
                 detail: violation.map(|violation| violation.detail.clone()).unwrap_or_default(),
                 policy: finding.target.rules().iter().map(|rule| rule.action.to_string()).collect(),
@@ -113,6 +118,7 @@ impl FuzzReport {
             search_ns: u64::try_from(campaign.search.as_nanos()).unwrap_or(u64::MAX),
             findings: findings.collect(),
             interrupted: campaign.interrupted,
+            unfinished: campaign.unfinished,
             error: campaign.error.as_ref().map(|error| one_line(error)),
             mapgpa: env!("CARGO_PKG_VERSION").to_owned(),
         }
@@ -121,7 +127,16 @@ impl FuzzReport {
     /// The name of a finding's case file.
     #[must_use]
     pub fn case_name(&self, finding: &FindingRow) -> String {
-        let name = self.guest.rsplit('/').next().unwrap_or_default();
-        format!("{name}-{}-{}.toml", finding.class, finding.check)
+        format!("{}-{}-{}.toml", self.file_name(), finding.class, finding.check)
+    }
+
+    /// The name of the file of a finding that is being made small: its class may still change.
+    #[must_use]
+    pub fn unfinished_name(&self, finding: &FindingRow) -> String {
+        format!("{}-{}.unfinished.toml", self.file_name(), finding.check)
+    }
+
+    fn file_name(&self) -> &str {
+        self.guest.rsplit('/').next().unwrap_or_default()
     }
 }

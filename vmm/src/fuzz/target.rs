@@ -1,6 +1,8 @@
 //! What the fuzzer runs: a guest test on `hosted`, at full speed and without a report, a guest test in
 //! VMs, or a kernel.
 
+use std::time::{Duration, Instant};
+
 use crate::backend::{End, hosted};
 use crate::case::{Backend, Case, RunError};
 use crate::engine::{Event, EventSink, Settings, Then};
@@ -18,7 +20,7 @@ pub enum Target {
 }
 
 /// What a run showed.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Outcome {
     /// The judge's class.
     pub class: Class,
@@ -77,6 +79,32 @@ impl Target {
             Self::Test(case) => &mut case.policy.rules,
             Self::Kernel(case) => &mut case.run.policy.rules,
         }
+    }
+
+    /// Runs it until `deadline` at the latest; nothing, if that ended it, or the user did.
+    ///
+    /// # Errors
+    /// The run could not be done.
+    pub fn run_until(&mut self, deadline: Option<Instant>) -> Result<Option<Outcome>, RunError> {
+        let timeout = match self {
+            Self::Test(case) => &mut case.timeout,
+            Self::Kernel(case) => &mut case.run.timeout,
+        };
+        let own = *timeout;
+        let left = deadline.map(|at| at.saturating_duration_since(Instant::now()));
+        let cut = left.filter(|left| *left < own);
+        if cut == Some(Duration::ZERO) {
+            return Ok(None);
+        }
+        *timeout = cut.unwrap_or(own);
+        let ran = self.run();
+        match self {
+            Self::Test(case) => case.timeout = own,
+            Self::Kernel(case) => case.run.timeout = own,
+        }
+        // A guest that was ended before its own time-out says nothing.
+        let is_cut = cut.is_some() && deadline.is_some_and(|at| Instant::now() >= at);
+        Ok(Some(ran?).filter(|outcome| !outcome.interrupted && !is_cut))
     }
 
     /// Runs it.

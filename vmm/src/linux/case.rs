@@ -2,6 +2,7 @@
 
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Instant;
 
 use super::boot::{self, BootError, Wanted};
@@ -183,7 +184,7 @@ pub struct LinuxCase {
     /// What the user asked for.
     pub options: Options,
     name: String,
-    software: Software,
+    software: Arc<Software>,
     /// What is asked of the run.
     pub run: MachineRun,
 }
@@ -197,7 +198,7 @@ impl LinuxCase {
         Ok(Self {
             options: options.clone(),
             name: options.kernel.display().to_string(),
-            software: Software::load(options)?,
+            software: Arc::new(Software::load(options)?),
             run: MachineRun::new(policy, options.memory),
         })
     }

@@ -22,6 +22,7 @@ use crate::engine::FrontEnd;
 use crate::fuzz::Target;
 use crate::judge::Rules;
 use crate::linux::case::{LinuxCase, LinuxError, MEMORY, Options};
+use crate::memory::MemoryModel;
 use crate::policy::{Policy, TomlError, rules};
 use crate::units;
 
@@ -185,6 +186,12 @@ fn target(path: &str, recipe: &Recipe, backend: Option<Backend>) -> Result<Targe
         .find(|backend| backend.name() == run.backend);
     let backend =
         backend.or(recorded).ok_or_else(|| value("backend", &run.backend, "hosted or emulated"))?;
+    let memory_model = match run.memory_model.as_deref() {
+        // Elsewhere there is no memory that could be made so.
+        Some(name) if backend == Backend::Emulated => MemoryModel::by_name(name)
+            .ok_or_else(|| value("memory-model", name, "alias or guest-memfd"))?,
+        _ => MemoryModel::default(),
+    };
     let plan = run.direction.as_deref().unwrap_or("round-trip");
     let layout = run.layout.as_deref().unwrap_or("contiguous");
     let default = Case::new(guest(path, &recipe.guest)?, policy);
@@ -205,6 +212,7 @@ fn target(path: &str, recipe: &Recipe, backend: Option<Backend>) -> Result<Targe
             }
         },
         memory: size("memory", &run.memory)?,
+        memory_model,
         bound: match run.bound.as_deref() {
             None => BOUND_OWN,
             Some("none") => BOUND_NONE,

@@ -2,7 +2,7 @@
 
 use std::io::{self, Write};
 
-use crate::fuzz::FuzzReport;
+use crate::fuzz::{FuzzReport, Shrinking};
 use crate::units::show_nanos;
 
 /// Writes what was run, and each finding with the file of its case, if `cases` says where that is.
@@ -34,10 +34,15 @@ pub fn write(out: &mut impl Write, report: &FuzzReport, cases: Option<&str>) -> 
         let rules = if finding.rules_found == 1 { "rule" } else { "rules" };
         writeln!(
             out,
-            "    {} {rules} made {} ({}): {}",
+            "    {} {rules} made {} ({}{}): {}",
             finding.rules_found,
             finding.rules,
             finding.class,
+            match finding.shrinking {
+                Shrinking::Done => "",
+                Shrinking::OutOfRuns => ", all of --shrink-runs used",
+                Shrinking::Unfinished => ", unfinished",
+            },
             finding.policy.join("; ")
         )?;
         if let Some(cases) = cases {
@@ -48,7 +53,11 @@ pub fn write(out: &mut impl Write, report: &FuzzReport, cases: Option<&str>) -> 
         writeln!(out, "no check failed")?;
     }
     if report.left_out > 0 {
-        let why = if report.interrupted { "interrupted" } else { "the time was up" };
+        let why = match (report.interrupted, report.unfinished) {
+            (true, _) => "interrupted",
+            (_, true) => "unfinished",
+            _ => "the time was up",
+        };
         writeln!(out, "{why}: {} seeds were not run", report.left_out)?;
     }
     Ok(())

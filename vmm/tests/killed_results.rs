@@ -1,0 +1,215 @@
+//! Result files of commands that are killed or interrupted at any moment: what was found until then.
+#![allow(clippy::expect_used, clippy::panic, reason = "test code")]
+
+mod harness;
+mod support;
+
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use harness::{Needs, harness};
+use serde_json::Value;
+use support::Scratch;
+use support::command::{code, command, output, stdout};
+
+/// The longest that may be missing in a result file when the command is killed.
+const MISSING_NS: u64 = 100_000_000;
+
+fn read(json: &Path) -> Option<Value> {
+    let text = std::fs::read(json).ok()?;
+    Some(serde_json::from_slice(&text).unwrap_or_else(|error| panic!("{error}: {text:?}")))
+}
+
+/// Waits until the result file is as `is_it` wants it.
+fn until(json: &Path, is_it: impl Fn(&Value) -> bool) -> Value {
+    let started = Instant::now();
+    loop {
+        if let Some(value) = read(json).filter(|value| is_it(value)) {
+            return value;
+        }
+        assert!(started.elapsed() < Duration::from_secs(60), "nothing in {}", json.display());
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+fn spawned(line: &str, json: &Path) -> Child {
+    let mut command = command(line);
+    command.arg("--json").arg(json).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command.spawn().expect("runs")
+}
+
+fn interrupt(child: &Child) {
+    let sent = Command::new("kill").args(["-INT", &child.id().to_string()]).status();
+    assert!(sent.expect("kill runs").success());
+}
+
+fn number(value: &Value) -> u64 {
+    value.as_u64().unwrap_or_else(|| panic!("a number, not {value}"))
+}
+
+fn items(value: &Value) -> &[Value] {
+    value.as_array().unwrap_or_else(|| panic!("an array, not {value}"))
+}
+
+/// Kills the command `line` again and again at moments of all kinds. What its result file has by then is
+/// given to `check`; `measured` says how many nanoseconds of the run are in it.
+fn killed(line: &str, json: &Path, measured: impl Fn(&Value) -> u64, check: impl Fn(&Value)) {
+    let mut late = 0;
+    for more_ms in [0, 37, 83, 131, 20, 255, 64, 99] {
+        let _ = std::fs::remove_file(json);
+        let mut child = spawned(line, json);
+        let first = measured(&until(json, |_| true));
+        let begun = Instant::now();
+        std::thread::sleep(Duration::from_millis(more_ms));
+        let ran = u64::try_from(begun.elapsed().as_nanos()).expect("short");
+        child.kill().expect("killed");
+        child.wait().expect("a child");
+        let result = read(json).expect("it was there");
+        assert_eq!(result["unfinished"], true, "{line}");
+        // A machine that has something else to do may be late, now and then.
+        late += u32::from(measured(&result) + MISSING_NS < first + ran);
+        check(&result);
+    }
+    assert!(late <= 2, "{line}: {late} of 8 results lack more than 100 ms");
+}
+
+/// Each finding of `report` has a case in `dir` that is reproduced; how many there are.
+fn reproduced(report: &Value, name: impl Fn(&Value) -> String, dir: &Path) -> usize {
+    let findings = items(&report["findings"]);
+    for finding in findings {
+        let file = dir.join(name(finding));
+        let replayed = output(&format!("replay {}", file.display()));
+        assert_eq!(code(&replayed), 0, "{}", stdout(&replayed));
+    }
+    findings.len()
+}
+
+fn text(value: &Value) -> &str {
+    value.as_str().unwrap_or_else(|| panic!("a text, not {value}"))
+}
+
+fn small_name(finding: &Value) -> String {
+    format!("openvmm-{}-{}.toml", text(&finding["class"]), text(&finding["check"]))
+}
+
+fn unfinished_name(finding: &Value) -> String {
+    format!("openvmm-{}.unfinished.toml", text(&finding["check"]))
+}
+
+fn campaign(backend: &str, cases: &Path) -> String {
+    format!("fuzz openvmm --backend {backend} --seeds 4000000000 --cases {}", cases.display())
+}
+
+fn ctrl_c_keeps_the_findings(backend: &str) {
+    let scratch = Scratch::new(&format!("ctrl-c-fuzz-{backend}"));
+    let (json, cases) = (scratch.path("json"), scratch.path("cases"));
+    let child = spawned(&campaign(backend, &cases), &json);
+    until(&json, |report| items(&report["findings"]).len() >= 2);
+    interrupt(&child);
+    let ended = child.wait_with_output().expect("a child");
+    assert_eq!(ended.status.code(), Some(130), "{ended:?}");
+    let report = read(&json).expect("a report");
+    assert_eq!((&report["interrupted"], &report["unfinished"]), (&true.into(), &false.into()));
+    assert_eq!(report["findings"][0]["shrinking"], "unfinished");
+    assert_eq!(number(&report["ran"]) + number(&report["left_out"]), 4_000_000_000);
+    let found = reproduced(&report, small_name, &cases);
+    assert!(found >= 2);
+    // And those which were there for a kill are gone.
+    assert_eq!(std::fs::read_dir(&cases).expect("a directory").count(), found);
+    let said = stdout(&ended);
+    assert!(said.contains("interrupted: ") && said.contains(", unfinished): "), "{said}");
+    let merged = output(&format!("merge {}", json.display()));
+    assert_eq!((code(&merged), stdout(&merged).contains("interrupted: ")), (130, true));
+}
+
+fn ctrl_c_keeps_what_a_hosted_campaign_found() {
+    ctrl_c_keeps_the_findings("hosted");
+}
+
+fn ctrl_c_keeps_what_an_emulated_campaign_found() {
+    ctrl_c_keeps_the_findings("emulated");
+}
+
+fn a_killed_campaign_leaves_its_findings() {
+    let scratch = Scratch::new("killed-fuzz");
+    let (json, cases) = (scratch.path("json"), scratch.path("cases"));
+    let search = |report: &Value| number(&report["search_ns"]);
+    killed(&campaign("hosted", &cases), &json, search, |report| {
+        assert!(number(&report["ran"]) > 0);
+        reproduced(report, unfinished_name, &cases);
+    });
+    assert!(items(&read(&json).expect("a report")["findings"]).len() >= 2);
+    let merged = output(&format!("merge {}", json.display()));
+    assert_eq!((code(&merged), stdout(&merged).contains("unfinished: ")), (130, true));
+}
+
+/// While findings are made small, they are there as found, or smaller by now.
+fn a_campaign_killed_while_shrinking_leaves_its_findings() {
+    let scratch = Scratch::new("killed-shrinking");
+    let (json, cases) = (scratch.path("json"), scratch.path("cases"));
+    // A few hundred boots of a VM: seconds.
+    let line = format!("fuzz openvmm --backend emulated --seeds 40 --cases {}", cases.display());
+    let mut child = spawned(&line, &json);
+    let smaller = |report: &Value| {
+        number(&report["left_out"]) == 0
+            && items(&report["findings"])
+                .iter()
+                .any(|row| number(&row["rules"]) < number(&row["rules_found"]))
+    };
+    until(&json, smaller);
+    child.kill().expect("killed");
+    child.wait().expect("a child");
+    let report = read(&json).expect("a report");
+    assert_eq!(report["unfinished"], true);
+    assert!(reproduced(&report, unfinished_name, &cases) >= 2);
+}
+
+fn the_time_bounds_a_campaign_and_its_shrinking() {
+    let scratch = Scratch::new("fuzz-time");
+    let cases = scratch.path("cases").display().to_string();
+    let started = Instant::now();
+    let line = "fuzz openvmm --backend emulated --time 2s --format json";
+    let ended = output(&format!("{line} --cases {cases}"));
+    let took = started.elapsed();
+    assert_eq!(code(&ended), 1);
+    let report: Value = serde_json::from_str(&stdout(&ended)).expect("a report");
+    assert!(number(&report["left_out"]) > 0);
+    // Some of the time is left to make small what was found.
+    let search = Duration::from_nanos(number(&report["search_ns"]));
+    assert!((1..=2).contains(&search.as_secs()), "{search:?}");
+    assert!(took >= search && took < Duration::from_secs(4), "{took:?}");
+    let states: Vec<&str> =
+        items(&report["findings"]).iter().map(|row| text(&row["shrinking"])).collect();
+    assert!(states.contains(&"unfinished"), "{states:?}");
+}
+
+fn main() -> std::process::ExitCode {
+    harness(vec![
+        (
+            "ctrl_c_keeps_what_a_hosted_campaign_found",
+            Needs::Nothing,
+            ctrl_c_keeps_what_a_hosted_campaign_found,
+        ),
+        (
+            "ctrl_c_keeps_what_an_emulated_campaign_found",
+            Needs::Kvm,
+            ctrl_c_keeps_what_an_emulated_campaign_found,
+        ),
+        (
+            "a_killed_campaign_leaves_its_findings",
+            Needs::Nothing,
+            a_killed_campaign_leaves_its_findings,
+        ),
+        (
+            "a_campaign_killed_while_shrinking_leaves_its_findings",
+            Needs::Kvm,
+            a_campaign_killed_while_shrinking_leaves_its_findings,
+        ),
+        (
+            "the_time_bounds_a_campaign_and_its_shrinking",
+            Needs::Kvm,
+            the_time_bounds_a_campaign_and_its_shrinking,
+        ),
+    ])
+}
