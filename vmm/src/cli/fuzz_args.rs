@@ -16,7 +16,8 @@ const FUZZ_AFTER: &str = "\
 A seed stands for a policy and what it meets: rules made near every boundary, a range, a direction.
 Of each check that fails the lowest seed is made small, to the fewest and plainest rules that still
 fail it, and written as a case that `mapgpa replay` runs again. The same seeds find the same, whatever
-the number of threads. Classes: docs/policies.md.
+the number of threads. What is found is in --cases and --json from the moment it is known, so that
+Ctrl-C, --time and a kill keep it. Classes: docs/policies.md.
 
 Examples:
   mapgpa fuzz openvmm --class hostile                    what a hostile host does to OpenVMM's loop
