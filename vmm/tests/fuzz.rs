@@ -1,10 +1,13 @@
 //! The fuzzer as a library: what it finds, that it finds the same, and that it makes what was asked.
 #![allow(clippy::expect_used, clippy::panic, reason = "helpers fail the test, too")]
 
+use std::collections::BTreeSet;
+
 use mapgpa::case::{Case, GuestSource};
 use mapgpa::fuzz::{Campaign, Finding, Fixed, Fuzz, Live, Target};
 use mapgpa::judge::{Check, Class};
-use mapgpa::policy::{Action, Policy};
+use mapgpa::policy::{AcceptAnswer, Action, Policy, Say};
+use mapgpa_abi::tdcall::status;
 use mapgpa_guests::{GUESTS, Guest};
 
 const CLASSES: [Class; 4] = [Class::Legal, Class::Stalling, Class::Refusing, Class::Hostile];
@@ -91,6 +94,47 @@ fn every_guest_under_every_class() {
             run(&fuzz(info.guest, class, 1_000));
         }
     }
+}
+
+/// What only a class may do is drawn in it and in wider ones, and nowhere else.
+#[test]
+fn each_class_draws_what_it_may_do() {
+    // The lowest class that may do it, if it is one of the things that are looked for.
+    let lowest = |action: &Action| match (action.accept, action.odd) {
+        (AcceptAnswer::Busy, _) => Some(Class::Legal),
+        (AcceptAnswer::Stuck, _) => Some(Class::Stalling),
+        (_, Some(Say::StatusAt(status::INVALID_OPERAND..=status::ALIGN_ERROR, _))) => {
+            Some(Class::Refusing)
+        }
+        (_, Some(Say::StatusAt(..0x100, _))) => Some(Class::Hostile),
+        _ => None,
+    };
+    for class in CLASSES {
+        let fuzz = fuzz(Guest::Reference, class, 1);
+        let mut drawn = BTreeSet::new();
+        for seed in 1..=2_000 {
+            let mut target = fuzz.target.clone();
+            fuzz.make(seed, &mut target);
+            drawn.extend(target.rules().iter().filter_map(|rule| lowest(&rule.action)));
+        }
+        let may: BTreeSet<_> = CLASSES.into_iter().filter(|lowest| *lowest <= class).collect();
+        assert_eq!(drawn, may, "{class:?}");
+    }
+}
+
+/// A busy accept is found and made small; what R11 an error status has is left out where it is not why.
+#[test]
+fn busy_accepts_and_statuses_with_an_r11_become_plain() {
+    let small = |guest, class, check| {
+        let campaign = run(&fuzz(guest, class, 2_000));
+        let finding = campaign.findings.iter().find(|finding| finding.check == check);
+        let rules = finding.expect("found").target.rules();
+        rules.iter().map(|rule| rule.action.to_string()).collect::<Vec<_>>()
+    };
+    assert_eq!(small(Guest::Linux67, Class::Legal, Check::GaveUp), ["accept=busy"]);
+    assert_eq!(small(Guest::Svsm, Class::Stalling, Check::Unbounded).len(), 1);
+    let swallowed = small(Guest::Gramine34, Class::Refusing, Check::FalseSuccess);
+    assert_eq!(swallowed, ["status=0x8000000000000000"]);
 }
 
 #[test]

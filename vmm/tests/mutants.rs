@@ -167,10 +167,8 @@ fn ask(td: &mut Vcpu, guest: Convert, asked: Asked, to: Direction) -> ! {
 /// Ranges of the guest test: the usual one; two large pages and a tail; less than a large page.
 const RANGES: [u64; 3] = [M2, 2 * M2 + M2 / 2, 16 * K4];
 /// What the fuzzer's legal, stalling and refusing policies do, and the suite's do not.
-const BEYOND: [&str; 5] = [
-    "accept=busy",
+const BEYOND: [&str; 3] = [
     "accept=busy,chunk=4K",
-    "accept=stuck",
     "chunk=4K,stall=15",
     concat!(env!("CARGO_MANIFEST_DIR"), "/../fixtures/policies/refusal-with-r11.toml"),
 ];

@@ -5,7 +5,7 @@ use std::vec::Vec;
 
 use mapgpa_kit::abi::Direction::{self, ToPrivate, ToShared};
 use mapgpa_kit::abi::PAGE_SIZE;
-use mapgpa_kit::abi::tdcall::status;
+use mapgpa_kit::abi::tdcall::{module, status};
 
 use crate::fake::{BIT, FakeTd, GPA, K4, M2, conversion, reply, stops};
 use crate::{Converted, GUESTS, GaveUp, GuestInfo};
@@ -122,6 +122,29 @@ fn replies_without_progress_until_the_guest_gives_up() {
         }
         assert_eq!(result.is_ok(), info.name.starts_with("gramine"), "{}", info.name);
     }
+}
+
+#[test]
+fn a_busy_accept_is_tried_again_by_few() {
+    let survivors = |busy: u64| {
+        which(|info| {
+            let mut accepts = 0;
+            let mut td = FakeTd::new(
+                |_, _| reply::SUCCESS,
+                move |_| {
+                    accepts += 1;
+                    let answer = module::OPERAND_BUSY | module::OPERAND_RCX;
+                    if accepts <= busy { answer } else { 0 }
+                },
+            );
+            outcome(info, &mut td, ToPrivate, 2 * K4).is_ok()
+        })
+    };
+    let again = ["edk2-2022", "edk2-2023", "svsm", "reference"];
+    assert_eq!(survivors(1), again);
+    assert_eq!(survivors(3), again);
+    assert_eq!(survivors(15), ["svsm", "reference"]);
+    assert_eq!(survivors(16), ["svsm"]);
 }
 
 #[test]

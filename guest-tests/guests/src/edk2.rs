@@ -125,14 +125,15 @@ fn accept_if_private<T: Td>(td: &mut T, to: Direction, gpa: u64, size: u64) -> C
 }
 
 /// `TdAcceptPages` of MdePkg/Library/TdxLib: tolerates ALREADY_ACCEPTED; a 2 MiB page of which a
-/// smaller one is mapped is accepted by 4 KiB; everything else fails. Returns 4 KiB pages.
-///
-/// OPERAND_BUSY, which EDK2 tries again, is left out: no host here answers so.
+/// smaller one is mapped is accepted by 4 KiB; OPERAND_BUSY is tried again, three times a page;
+/// everything else fails. Returns 4 KiB pages.
 fn accept_pages<T: Td>(td: &mut T, gpa: u64, pages: u64, level: u64) -> Converted {
     /// Bits 51:12, all that an address may have.
     const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
     /// The details that EDK2 masks off.
     const DETAILS: u64 = 0xffff;
+    /// TDX_ACCEPTPAGE_MAX_RETRIED.
+    const RETRIES: u64 = 3;
 
     let page = if level == level::L4K { PAGE_SIZE } else { PAGE_SIZE_2M };
     if pages > 0 && gpa & !ADDRESS != 0 {
@@ -140,7 +141,14 @@ fn accept_pages<T: Td>(td: &mut T, gpa: u64, pages: u64, level: u64) -> Converte
     }
     for index in 0..pages {
         let at = gpa.wrapping_add(index * page);
-        match calls::accept(td, at, level) & !DETAILS {
+        let mut answer = calls::accept(td, at, level) & !DETAILS;
+        for _ in 0..RETRIES {
+            if answer != module::OPERAND_BUSY {
+                break;
+            }
+            answer = calls::accept(td, at, level) & !DETAILS;
+        }
+        match answer {
             module::SUCCESS | module::PAGE_ALREADY_ACCEPTED => {}
             module::PAGE_SIZE_MISMATCH if level != level::L4K => {
                 accept_pages(td, at, PAGE_SIZE_2M / PAGE_SIZE, level::L4K)?;
@@ -218,6 +226,26 @@ mod tests {
         let mut td = FakeTd::replies([reply::retry(GPA + 1), reply::SUCCESS]);
         assert_eq!(convert_2023(&mut td, &conversion(ToPrivate, M2)), Err(GaveUp));
         assert_eq!(td.accepts, []);
+    }
+
+    #[test]
+    fn edk2_tries_a_busy_page_four_times_and_counts_for_each_page_anew() {
+        for (busy, result) in [(3, Ok(2)), (4, Err(GaveUp))] {
+            let mut left = busy;
+            let mut td = FakeTd::new(
+                |_, _| reply::SUCCESS,
+                move |_| {
+                    if left == 0 {
+                        left = busy;
+                        return 0;
+                    }
+                    left -= 1;
+                    module::OPERAND_BUSY | module::OPERAND_RCX
+                },
+            );
+            assert_eq!(convert_2023(&mut td, &conversion(ToPrivate, 2 * K4)), result);
+            assert_eq!(td.accepts.len(), if result.is_ok() { 8 } else { 4 });
+        }
     }
 
     #[test]

@@ -50,14 +50,13 @@ pub(crate) fn convert<T: Td>(td: &mut T, c: &Conversion) -> Converted {
 /// to the next 2 MiB boundary where a smaller page is mapped. A page accepted before is zeroed, and
 /// that is fine; a failure is returned.
 ///
-/// Zeroing is one write to each 4 KiB page: which pages are touched is what a VMM sees. An error that
-/// the TDX module calls recoverable is tried again for ever in the original; no host here answers so.
+/// Zeroing is one write to each 4 KiB page: which pages are touched is what a VMM sees.
 fn accept_memory<T: Td>(td: &mut T, gpa: u64, size: u64) -> Converted {
     let end = gpa.wrapping_add(size);
     let mut at = gpa;
     while at < end {
         if at.is_multiple_of(PAGE_SIZE_2M) && end - at >= PAGE_SIZE_2M {
-            let rax = calls::accept(td, at, level::L2M);
+            let rax = accept_page(td, at, level::L2M);
             if rax & module::ERROR_BIT == 0 {
                 zero_if_accepted_before(td, rax, at, PAGE_SIZE_2M);
                 at = at.wrapping_add(PAGE_SIZE_2M);
@@ -67,7 +66,7 @@ fn accept_memory<T: Td>(td: &mut T, gpa: u64, size: u64) -> Converted {
                 return Err(GaveUp);
             }
         }
-        let rax = calls::accept(td, at, level::L4K);
+        let rax = accept_page(td, at, level::L4K);
         if rax & module::ERROR_BIT != 0 {
             return Err(GaveUp);
         }
@@ -75,6 +74,18 @@ fn accept_memory<T: Td>(td: &mut T, gpa: u64, size: u64) -> Converted {
         at = at.wrapping_add(PAGE_SIZE);
     }
     Ok(size / PAGE_SIZE)
+}
+
+/// `tdg_mem_page_accept`: an error that the TDX module calls recoverable, such as OPERAND_BUSY, is tried
+/// again for ever.
+fn accept_page<T: Td>(td: &mut T, gpa: u64, level: u64) -> u64 {
+    loop {
+        let rax = calls::accept(td, gpa, level);
+        // `tdx_recoverable_error`: bit 63 is ERROR, bit 62 NON_RECOVERABLE.
+        if rax >> 62 != 2 {
+            return rax;
+        }
+    }
 }
 
 fn zero_if_accepted_before<T: Td>(td: &mut T, rax: u64, gpa: u64, size: u64) {
@@ -105,6 +116,18 @@ mod tests {
         let mut td = FakeTd::replies([reply::retry(past), reply::SUCCESS]);
         assert_eq!(convert(&mut td, &conversion(ToShared, M2)), Ok(0));
         assert_eq!(td.requests[1], (past, K4.wrapping_neg()));
+    }
+
+    #[test]
+    fn svsm_tries_a_busy_page_again_until_it_is_not() {
+        let mut left = 100;
+        let busy = move |_| {
+            left -= 1;
+            if left > 0 { module::OPERAND_BUSY | module::OPERAND_RCX } else { 0 }
+        };
+        let mut td = FakeTd::new(|_, _| reply::SUCCESS, busy);
+        assert_eq!(convert(&mut td, &conversion(ToPrivate, M2)), Ok(512));
+        assert_eq!(td.accepts, [GPA | 1; 100]);
     }
 
     #[test]

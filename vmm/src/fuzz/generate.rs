@@ -199,10 +199,7 @@ impl Maker {
         match class {
             Class::Legal => self.legal(),
             Class::Stalling => self.stalling(),
-            Class::Refusing => {
-                let code = one_of(&mut self.draw, &REFUSALS);
-                self.odd(Say::Status(code))
-            }
+            Class::Refusing => self.status(&REFUSALS),
             Class::Hostile => self.hostile(),
         }
     }
@@ -225,8 +222,9 @@ impl Maker {
             }
             _ => self.chunked(),
         };
-        if action.mix.is_none() && self.draw.chance(0.1) {
-            action.accept = AcceptAnswer::Mismatch;
+        if action.mix.is_none() && self.draw.chance(0.15) {
+            let answers = [AcceptAnswer::Mismatch, AcceptAnswer::Busy];
+            action.accept = one_of(&mut self.draw, &answers);
         }
         action
     }
@@ -235,13 +233,15 @@ impl Maker {
         Action { amount: self.chunk(), amount_given: true, ..Action::COMPLETE }
     }
 
-    /// True replies, three and more in a row without progress; or with progress that R11 hides.
+    /// True replies, three and more in a row without progress; or with progress that R11 hides; or
+    /// accepts that find the page busy.
     fn stalling(&mut self) -> Action {
         let action = Action { after: one_of(&mut self.draw, &AFTERS), ..self.chunked() };
         match self.draw.below(8) {
             0 => Action { stall: Some(Stall::Forever), ..action },
             1 => Action { odd: Some(Say::Retry(R11::new(Anchor::Start, 0))), ..action },
-            2..4 => Action { contention: Some(one_of(&mut self.draw, &CONTENTIONS)), ..action },
+            2 => Action { accept: AcceptAnswer::Stuck, after: 0, ..action },
+            3..5 => Action { contention: Some(one_of(&mut self.draw, &CONTENTIONS)), ..action },
             _ => Action { stall: Some(Stall::Times(one_of(&mut self.draw, &STALLS))), ..action },
         }
     }
@@ -250,16 +250,21 @@ impl Maker {
         Action { odd: Some(say), after: one_of(&mut self.draw, &AFTERS), ..self.chunked() }
     }
 
+    /// One of the statuses, half of them with an R11 that has no meaning there.
+    fn status(&mut self, codes: &[u64]) -> Action {
+        let code = one_of(&mut self.draw, codes);
+        let say =
+            if self.draw.chance(0.5) { Say::StatusAt(code, self.r11()) } else { Say::Status(code) };
+        self.odd(say)
+    }
+
     fn hostile(&mut self) -> Action {
         match self.draw.below(16) {
             0 => Action { mix: Some(Mix::Hostile), ..Action::COMPLETE },
             1 => Action { accept: AcceptAnswer::Already, ..self.chunked() },
             2 => Action { accept: AcceptAnswer::Exit, ..self.chunked() },
             3 => self.odd(Say::Success),
-            4..6 => {
-                let code = one_of(&mut self.draw, &ODD_STATUSES);
-                self.odd(Say::Status(code))
-            }
+            4..6 => self.status(&ODD_STATUSES),
             _ => {
                 let r11 = self.r11();
                 self.odd(Say::Retry(r11))

@@ -41,13 +41,19 @@ pub(super) fn weight_of_action(action: &Action) -> u64 {
             40 + rank(&PLAIN_STATUSES, &code, 30) + weight_of_r11(&r11)
         }
     };
+    let accept = match action.accept {
+        AcceptAnswer::Truth => 0,
+        // Where `stall=forever` shows the same, a reader is better served by that.
+        AcceptAnswer::Stuck => 28,
+        _ => 20,
+    };
     amount
         + stall
         + odd
         + action.contention.map_or(0, |_| 60)
         + action.after.min(16) * 2
         + u64::from(action.overlap_inuse) * 20
-        + u64::from(action.accept != AcceptAnswer::Truth) * 20
+        + accept
 }
 
 const PLAIN_STATUSES: [u64; 5] = [
@@ -56,6 +62,15 @@ const PLAIN_STATUSES: [u64; 5] = [
     status::ALIGN_ERROR,
     status::SUBFUNC_UNSUPPORTED,
     1 << 62,
+];
+
+/// All but the truth, what a class may do before what only a wider one may.
+const ACCEPTS: [AcceptAnswer; 5] = [
+    AcceptAnswer::Mismatch,
+    AcceptAnswer::Busy,
+    AcceptAnswer::Stuck,
+    AcceptAnswer::Already,
+    AcceptAnswer::Exit,
 ];
 
 fn rank<T: PartialEq>(of: &[T], value: &T, other: u64) -> u64 {
@@ -97,8 +112,13 @@ pub(super) fn plainer(action: &Action) -> Vec<Action> {
     let odds = NAMED_R11.iter().map(|(_, r11, _)| Say::Retry(*r11));
     let near = [(Anchor::Start, 0), (Anchor::Next, -4096), (Anchor::Next, 4096), (Anchor::Zero, 0)];
     let odds = odds.chain(near.map(|(anchor, offset)| Say::Retry(R11::new(anchor, offset))));
-    let odds: Vec<Say> =
+    let mut odds: Vec<Say> =
         odds.chain([Say::Success]).chain(PLAIN_STATUSES.map(Say::Status)).collect();
+    for at in 0..odds.len() {
+        if let Say::Retry(r11) = odds[at] {
+            odds.push(Say::StatusAt(PLAIN_STATUSES[0], r11));
+        }
+    }
     let stalls: Vec<Stall> = (1..=3).map(Stall::Times).chain([Stall::Forever]).collect();
 
     // One thing only, whatever it was before: what draws had in them, too.
@@ -111,7 +131,7 @@ pub(super) fn plainer(action: &Action) -> Vec<Action> {
         put(plain);
         stalls.iter().for_each(|stall| put(Action { stall: Some(*stall), ..plain }));
         odds.iter().for_each(|odd| put(Action { odd: Some(*odd), ..plain }));
-        for accept in [AcceptAnswer::Mismatch, AcceptAnswer::Already, AcceptAnswer::Exit] {
+        for accept in ACCEPTS {
             put(Action { accept, ..plain });
         }
     }
@@ -128,7 +148,12 @@ pub(super) fn plainer(action: &Action) -> Vec<Action> {
         Action { accept: AcceptAnswer::Truth, ..*action },
         Action { overlap_inuse: false, ..*action },
     ];
-    for action in less.into_iter().chain(afters) {
+    // A status without an R11 of its own.
+    let plain_status = match action.odd {
+        Some(Say::StatusAt(code, _)) => Some(Action { odd: Some(Say::Status(code)), ..*action }),
+        _ => None,
+    };
+    for action in less.into_iter().chain(afters).chain(plain_status) {
         all.push(action);
         all.push(Action { after: 0, ..action });
     }
