@@ -6,7 +6,8 @@ use serde_json::Value;
 
 use crate::fuzz::{FuzzReport, SCHEMA as FUZZ};
 use crate::judge::Check;
-use crate::report::ci::SCHEMA as SUITE;
+use crate::report::suite::{self as suite_object, SCHEMA as SUITE};
+use crate::suite::{CaseResult, SuiteResult};
 use crate::sweep::{SCHEMA as SWEEP, SweepReport};
 
 /// Reports that cannot be joined.
@@ -57,8 +58,8 @@ pub enum MergeError {
 /// A joined report.
 #[derive(Debug)]
 pub enum Merged {
-    /// Of a suite: the object of `mapgpa suite --json`.
-    Suite(Value),
+    /// Of a suite.
+    Suite(SuiteResult),
     /// Of a fuzz campaign.
     Fuzz(FuzzReport),
     /// Of a sweep.
@@ -68,11 +69,12 @@ pub enum Merged {
 /// A report that was read, and its file.
 type Part<T> = (String, T);
 
-/// Joins the reports in `files`: each a file's name and its contents.
+/// Joins the reports in `files`, each a file's name and its contents; and the names of those that are
+/// unfinished.
 ///
 /// # Errors
 /// One is no report, or they are not of one campaign, or two have the same part.
-pub fn merge(files: Vec<(String, String)>) -> Result<Merged, MergeError> {
+pub fn merge(files: Vec<(String, String)>) -> Result<(Merged, Vec<String>), MergeError> {
     let mut parts: Vec<Part<Value>> = Vec::with_capacity(files.len());
     for (path, text) in files {
         match serde_json::from_str(&text) {
@@ -89,18 +91,22 @@ pub fn merge(files: Vec<(String, String)>) -> Result<Merged, MergeError> {
     for (path, value) in &parts {
         same(path, "the schema", &schema(value), &first, &schema_of_first)?;
     }
-    match schema_of_first.as_str() {
-        SUITE => suite(parts).map(Merged::Suite),
-        FUZZ => fuzz(typed(parts)?).map(Merged::Fuzz),
-        SWEEP => sweep(typed(parts)?).map(Merged::Sweep),
+    let unfinished = parts.iter().filter(|(_, value)| value["unfinished"] == true);
+    let unfinished = unfinished.map(|(path, _)| path.clone()).collect();
+    let merged = match schema_of_first.as_str() {
+        SUITE => suite(typed(parts, suite_object::read)?).map(Merged::Suite),
+        FUZZ => fuzz(typed(parts, serde_json::from_value)?).map(Merged::Fuzz),
+        SWEEP => sweep(typed(parts, serde_json::from_value)?).map(Merged::Sweep),
         _ => Err(MergeError::Form { path: first, source: None }),
-    }
+    };
+    Ok((merged?, unfinished))
 }
 
-fn typed<T: serde::de::DeserializeOwned>(
+fn typed<T>(
     parts: Vec<Part<Value>>,
+    read: impl Fn(Value) -> Result<T, serde_json::Error>,
 ) -> Result<Vec<Part<T>>, MergeError> {
-    let typed = parts.into_iter().map(|(path, value)| match serde_json::from_value(value) {
+    let typed = parts.into_iter().map(|(path, value)| match read(value) {
         Ok(report) => Ok((path, report)),
         Err(source) => Err(MergeError::Form { path, source: Some(source) }),
     });
@@ -206,57 +212,31 @@ fn sweep(parts: Vec<Part<SweepReport>>) -> Result<SweepReport, MergeError> {
         all.verified.extend(part.verified);
         all.not_verified = all.not_verified.or(part.not_verified);
         all.interrupted |= part.interrupted;
+        all.unfinished |= part.unfinished;
         all.wall_ns = all.wall_ns.max(part.wall_ns);
     }
     all.cells.sort_by_key(|cell| cell.number);
     Ok(all)
 }
 
-fn suite(parts: Vec<Part<Value>>) -> Result<Value, MergeError> {
-    let mut cases: Vec<Value> = Vec::new();
-    let mut numbers = BTreeSet::new();
-    let mut names = BTreeSet::new();
-    let mut summary: Option<serde_json::Map<String, Value>> = None;
+fn suite(parts: Vec<Part<SuiteResult>>) -> Result<SuiteResult, MergeError> {
     let first = parts.first().map(|(path, _)| path.clone()).unwrap_or_default();
-    let mut schema = Value::Null;
-    for (path, mut part) in parts {
-        let form = || MergeError::Form { path: path.clone(), source: None };
-        schema = part["schema"].take();
-        let (Value::Array(more), Value::Object(sums)) =
-            (part["cases"].take(), part["summary"].take())
-        else {
-            return Err(form());
-        };
-        for case in more {
-            let number = case["number"].as_u64().ok_or_else(form)?;
-            let name = format!(
-                "{} under {}",
-                case["guest"].as_str().unwrap_or_default(),
-                case["policy"].as_str().unwrap_or_default()
-            );
-            if !numbers.insert(number) || !names.insert(name.clone()) {
-                return Err(MergeError::Twice {
-                    path,
-                    what: format!("case {number} ({name})"),
-                    first,
-                });
+    let mut all = SuiteResult { cases: Vec::new(), left_out: 0, unfinished: false, wall_ns: 0 };
+    let (mut numbers, mut names) = (BTreeSet::new(), BTreeSet::new());
+    for (path, part) in parts {
+        for case in part.cases {
+            let name = (case.guest.clone(), case.policy.clone());
+            if !numbers.insert(case.number) || !names.insert(name) {
+                let CaseResult { number, guest, policy, .. } = case;
+                let what = format!("case {number} ({guest} under {policy})");
+                return Err(MergeError::Twice { path, what, first });
             }
-            cases.push(case);
+            all.cases.push(case);
         }
-        let Some(all) = &mut summary else {
-            summary = Some(sums);
-            continue;
-        };
-        for (key, sum) in all {
-            let (one, other) = (sum.as_u64().ok_or_else(form)?, &sums.get(key));
-            let other = other.and_then(Value::as_u64).ok_or_else(form)?;
-            *sum = if key == "wall_ns" { one.max(other) } else { one + other }.into();
-        }
+        all.left_out += part.left_out;
+        all.unfinished |= part.unfinished;
+        all.wall_ns = all.wall_ns.max(part.wall_ns);
     }
-    cases.sort_by_key(|case| case["number"].as_u64());
-    let mut all = serde_json::Map::new();
-    all.insert("schema".to_owned(), schema);
-    all.insert("cases".to_owned(), cases.into());
-    all.insert("summary".to_owned(), summary.unwrap_or_default().into());
-    Ok(all.into())
+    all.cases.sort_by_key(|case| case.number);
+    Ok(all)
 }

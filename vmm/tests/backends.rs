@@ -132,7 +132,7 @@ fn guest_memfd_sees_the_same_as_alias() {
         let (alias, unseen) = without_early_accesses(run(alias, &directory));
         let (memfd, none) = without_early_accesses(run(memfd, &directory));
         assert_eq!(
-            (alias.report.memory_model, memfd.report.memory_model),
+            (&*alias.report.memory_model, &*memfd.report.memory_model),
             ("alias", "guest-memfd")
         );
         assert_eq!(alias.report.checks_off, [""; 0]);

@@ -317,7 +317,7 @@ fn totals_add_up() {
     assert_eq!(totals.pages_accepted, 512);
     assert!(totals.exits > totals.calls && totals.wall_ns >= totals.handler_ns);
     let rows: Vec<_> =
-        report.conversations.iter().map(|row| (row.to, row.requests, row.no_progress)).collect();
+        report.conversations.iter().map(|row| (&*row.to, row.requests, row.no_progress)).collect();
     assert_eq!(rows, [("shared", 64, 32), ("private", 64, 32)]);
     // The set-up of a test to private is no part of it.
     let plan = Plan::One(Direction::ToPrivate);

@@ -1,4 +1,5 @@
-//! A VMM that is killed or interrupted at any moment: what was measured until then can be read.
+//! A VMM that is killed or interrupted at any moment: its trace can be read. Result files of commands that
+//! are: `killed_results.rs`.
 #![allow(clippy::expect_used, clippy::panic, reason = "test code")]
 
 mod harness;
@@ -53,7 +54,8 @@ fn begun(trace: &Path) -> Instant {
 fn a_killed_vmm_leaves_a_trace(backend: &str) {
     let scratch = Scratch::new(&format!("killed-{backend}"));
     let mut late = 0;
-    for more_ms in [0, 37, 83, 131, 20, 255, 64, 99] {
+    // Mostly long enough that something could be missing.
+    for more_ms in [131, 255, 0, 183, 337, 164, 219, 147] {
         let trace = scratch.path("trace");
         let _ = std::fs::remove_file(&trace);
         let mut child = endless(backend, &trace).spawn().expect("runs");
@@ -69,7 +71,7 @@ fn a_killed_vmm_leaves_a_trace(backend: &str) {
         // A machine that has something else to do may be late, now and then.
         late += u32::from(last + MISSING_NS < first + ran);
     }
-    assert!(late <= 2, "{late} of 8 traces lack more than 100 ms");
+    assert!(late <= 3, "{late} of 8 traces lack more than 100 ms");
 }
 
 fn a_killed_emulated_run_leaves_its_trace() {
@@ -100,53 +102,6 @@ fn ctrl_c_keeps_what_a_run_has_measured() {
     assert_eq!(usize::try_from(calls).expect("few"), lines(&trace).0, "every call is in the trace");
 }
 
-fn ctrl_c_keeps_the_results_of_a_suite() {
-    let scratch = Scratch::new("ctrl-c-suite");
-    let json = scratch.path("json");
-    for wait_ms in [100, 400, 900] {
-        std::fs::write(&json, "old").expect("written");
-        // Long enough to be interrupted.
-        let mut suite = command("suite --backend hosted --jobs 1 --range 64M");
-        let child = suite.arg("--json").arg(&json).stdout(Stdio::piped()).spawn().expect("runs");
-        std::thread::sleep(Duration::from_millis(wait_ms));
-        interrupt(&child);
-        let output = child.wait_with_output().expect("a child");
-        if output.status.code() == Some(130) {
-            let text = std::fs::read(&json).expect("results");
-            let suite: serde_json::Value = serde_json::from_slice(&text).expect("JSON");
-            let cases = suite["cases"].as_array().expect("cases").len();
-            let more = suite["summary"]["left_out"].as_u64();
-            assert!(more > Some(0), "{cases} cases, {more:?} left out");
-            return;
-        }
-        // By the default action, before the handler was there.
-        assert_eq!(std::fs::read_to_string(&json).expect("a file"), "old");
-    }
-    panic!("never interrupted in the middle");
-}
-
-fn a_killed_suite_leaves_the_old_report_or_the_new_one() {
-    let scratch = Scratch::new("killed-suite");
-    let json = scratch.path("json");
-    let started = Instant::now();
-    let mut whole = command("suite --backend hosted --jobs 2 --range 256K");
-    whole.arg("--json").arg(&json).stdout(Stdio::null());
-    // Some guests pass with so small a range what they fail with the usual one.
-    assert!(whole.status().expect("runs").code() <= Some(1));
-    let takes = started.elapsed();
-    for part in 0..12 {
-        std::fs::write(&json, "old").expect("written");
-        let mut child = whole.spawn().expect("runs");
-        // Mostly about when it writes.
-        std::thread::sleep(takes * (60 + 4 * part) / 100);
-        child.kill().expect("killed");
-        child.wait().expect("a child");
-        let text = std::fs::read_to_string(&json).expect("a report");
-        let whole = serde_json::from_str::<serde_json::Value>(&text).is_ok();
-        assert!(whole || text == "old", "{} bytes", text.len());
-    }
-}
-
 fn main() -> std::process::ExitCode {
     harness(vec![
         (
@@ -163,16 +118,6 @@ fn main() -> std::process::ExitCode {
             "ctrl_c_keeps_what_a_run_has_measured",
             Needs::Nothing,
             ctrl_c_keeps_what_a_run_has_measured,
-        ),
-        (
-            "ctrl_c_keeps_the_results_of_a_suite",
-            Needs::Nothing,
-            ctrl_c_keeps_the_results_of_a_suite,
-        ),
-        (
-            "a_killed_suite_leaves_the_old_report_or_the_new_one",
-            Needs::Nothing,
-            a_killed_suite_leaves_the_old_report_or_the_new_one,
         ),
     ])
 }

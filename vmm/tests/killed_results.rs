@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use harness::{Needs, harness};
 use serde_json::Value;
 use support::Scratch;
-use support::command::{code, command, output, stdout};
+use support::command::{code, command, output, stderr, stdout};
 
 /// The longest that may be missing in a result file when the command is killed.
 const MISSING_NS: u64 = 100_000_000;
@@ -53,10 +53,17 @@ fn items(value: &Value) -> &[Value] {
 }
 
 /// Kills the command `line` again and again at moments of all kinds. What its result file has by then is
-/// given to `check`; `measured` says how many nanoseconds of the run are in it.
-fn killed(line: &str, json: &Path, measured: impl Fn(&Value) -> u64, check: impl Fn(&Value)) {
+/// given to `check`; `measured` says how many nanoseconds of the run are in it. How many of 8 lack more than
+/// 100 ms.
+fn killed(
+    line: &str,
+    json: &Path,
+    measured: impl Fn(&Value) -> u64,
+    check: impl Fn(&Value),
+) -> usize {
     let mut late = 0;
-    for more_ms in [0, 37, 83, 131, 20, 255, 64, 99] {
+    // Mostly long enough that something could be missing.
+    for more_ms in [131, 255, 0, 183, 337, 164, 219, 147] {
         let _ = std::fs::remove_file(json);
         let mut child = spawned(line, json);
         let first = measured(&until(json, |_| true));
@@ -67,12 +74,14 @@ fn killed(line: &str, json: &Path, measured: impl Fn(&Value) -> u64, check: impl
         child.wait().expect("a child");
         let result = read(json).expect("it was there");
         assert_eq!(result["unfinished"], true, "{line}");
-        // A machine that has something else to do may be late, now and then.
-        late += u32::from(measured(&result) + MISSING_NS < first + ran);
+        late += usize::from(measured(&result) + MISSING_NS < first + ran);
         check(&result);
     }
-    assert!(late <= 2, "{line}: {late} of 8 results lack more than 100 ms");
+    late
 }
+
+/// Most of 8: a machine that has something else to do may be late, now and then.
+const LATE: usize = 3;
 
 /// Each finding of `report` has a case in `dir` that is reproduced; how many there are.
 fn reproduced(report: &Value, name: impl Fn(&Value) -> String, dir: &Path) -> usize {
@@ -98,7 +107,10 @@ fn unfinished_name(finding: &Value) -> String {
 }
 
 fn campaign(backend: &str, cases: &Path) -> String {
-    format!("fuzz openvmm --backend {backend} --seeds 4000000000 --cases {}", cases.display())
+    format!(
+        "fuzz openvmm --backend {backend} --jobs 1 --seeds 4000000000 --cases {}",
+        cases.display()
+    )
 }
 
 fn ctrl_c_keeps_the_findings(backend: &str) {
@@ -135,10 +147,11 @@ fn a_killed_campaign_leaves_its_findings() {
     let scratch = Scratch::new("killed-fuzz");
     let (json, cases) = (scratch.path("json"), scratch.path("cases"));
     let search = |report: &Value| number(&report["search_ns"]);
-    killed(&campaign("hosted", &cases), &json, search, |report| {
+    let late = killed(&campaign("hosted", &cases), &json, search, |report| {
         assert!(number(&report["ran"]) > 0);
         reproduced(report, unfinished_name, &cases);
     });
+    assert!(late <= LATE, "{late}");
     assert!(items(&read(&json).expect("a report")["findings"]).len() >= 2);
     let merged = output(&format!("merge {}", json.display()));
     assert_eq!((code(&merged), stdout(&merged).contains("unfinished: ")), (130, true));
@@ -163,6 +176,96 @@ fn a_campaign_killed_while_shrinking_leaves_its_findings() {
     let report = read(&json).expect("a report");
     assert_eq!(report["unfinished"], true);
     assert!(reproduced(&report, unfinished_name, &cases) >= 2);
+}
+
+/// Long enough to be killed: debug builds take 20 s and more.
+const SUITE: &str = "suite --backend hosted --jobs 1 --range 16M";
+
+fn ctrl_c_keeps_the_results_of_a_suite() {
+    let scratch = Scratch::new("ctrl-c-suite");
+    let json = scratch.path("json");
+    let child = spawned(SUITE, &json);
+    until(&json, |suite| number(&suite["summary"]["cases"]) >= 3);
+    interrupt(&child);
+    let ended = child.wait_with_output().expect("a child");
+    assert_eq!(ended.status.code(), Some(130), "{ended:?}");
+    let suite = read(&json).expect("results");
+    assert_eq!(suite["unfinished"], false);
+    let summary = &suite["summary"];
+    let cases = items(&suite["cases"]).len() as u64;
+    assert!(cases >= 3 && cases == number(&summary["cases"]) && number(&summary["left_out"]) > 0);
+    assert!(stdout(&ended).contains("; interrupted with "));
+}
+
+fn a_killed_suite_leaves_its_cases() {
+    let scratch = Scratch::new("killed-suite");
+    let json = scratch.path("json");
+    let time = |suite: &Value| number(&suite["summary"]["wall_ns"]);
+    // A case that takes longer than 100 ms was not over when the suite was killed.
+    let late = killed(SUITE, &json, time, |suite| {
+        let summary = &suite["summary"];
+        let cases = items(&suite["cases"]).len() as u64;
+        assert!(cases > 0 && cases == number(&summary["cases"]));
+        assert_eq!(cases + number(&summary["left_out"]), 495);
+        assert!(items(&suite["cases"]).iter().all(|case| case["as_expected"].is_boolean()));
+    });
+    assert!(late <= LATE, "{late}");
+    let merged = output(&format!("merge {}", json.display()));
+    assert_eq!(code(&merged), 130);
+    assert!(stdout(&merged).contains("; unfinished with "), "{}", stdout(&merged));
+    assert!(stderr(&merged).contains("json: unfinished: its run was killed"));
+}
+
+fn a_killed_sweep_leaves_its_cells() {
+    let scratch = Scratch::new("killed-sweep");
+    let json = scratch.path("json");
+    let line = "sweep --range 1M --chunk 4K,16K,64K --seeds 4000 --jobs 1 --verify 0";
+    let time = |sweep: &Value| number(&sweep["wall_ns"]);
+    let late = killed(line, &json, time, |sweep| {
+        let cells = items(&sweep["cells"]);
+        assert!(cells.iter().any(|cell| number(&cell["runs"]) > 0));
+    });
+    assert!(late <= LATE, "{late}");
+    let merged = output(&format!("merge {}", json.display()));
+    assert_eq!((code(&merged), stdout(&merged).contains(", unfinished")), (130, true));
+    // What reads a sweep says that it is none that has ended.
+    let page = scratch.path("html");
+    let compare = "compare --backend hosted --range 64K --repeat 1 --policy chunk=4K";
+    let page = format!("{compare} --sweep {} --html {}", json.display(), page.display());
+    let page = output(&page);
+    assert_eq!(code(&page), 0, "{}", stderr(&page));
+    assert!(stderr(&page).contains("unfinished"), "{}", stderr(&page));
+}
+
+fn a_killed_comparison_leaves_its_runs() {
+    let scratch = Scratch::new("killed-compare");
+    let json = scratch.path("json");
+    let line = "compare --backend hosted --range 1M --repeat 1000 --policy chunk=4K,chunk=64K";
+    let time = |compared: &Value| number(&compared["wall_ns"]);
+    // Nothing is written while a run is measured: how late it is, runs decide.
+    killed(&line.replace(",", " --policy "), &json, time, |compared| {
+        let rows = items(&compared["rows"]);
+        assert!(rows.len() == 6 && rows.iter().any(|row| number(&row["runs"]) > 0));
+    });
+}
+
+/// There is no moment in which a reader finds half a file, or none.
+fn a_report_is_whole_at_any_moment() {
+    let scratch = Scratch::new("whole-report");
+    let json = scratch.path("json");
+    std::fs::write(&json, "{\"old\": true}").expect("written");
+    let mut child = spawned("suite --backend hosted --range 64K", &json);
+    let mut seen = (0, 0);
+    while child.try_wait().expect("a child").is_none() {
+        match read(&json).expect("always there") {
+            suite if suite["unfinished"] == true => seen.1 += 1,
+            suite => assert!(suite["old"] == true || suite["unfinished"] == false),
+        }
+        seen.0 += 1;
+    }
+    assert!(seen.1 > 0, "{seen:?}");
+    let suite = read(&json).expect("results");
+    assert_eq!((&suite["unfinished"], &suite["summary"]["cases"]), (&false.into(), &495.into()));
 }
 
 fn the_time_bounds_a_campaign_and_its_shrinking() {
@@ -206,6 +309,19 @@ fn main() -> std::process::ExitCode {
             Needs::Kvm,
             a_campaign_killed_while_shrinking_leaves_its_findings,
         ),
+        (
+            "ctrl_c_keeps_the_results_of_a_suite",
+            Needs::Nothing,
+            ctrl_c_keeps_the_results_of_a_suite,
+        ),
+        ("a_killed_suite_leaves_its_cases", Needs::Nothing, a_killed_suite_leaves_its_cases),
+        ("a_killed_sweep_leaves_its_cells", Needs::Nothing, a_killed_sweep_leaves_its_cells),
+        (
+            "a_killed_comparison_leaves_its_runs",
+            Needs::Nothing,
+            a_killed_comparison_leaves_its_runs,
+        ),
+        ("a_report_is_whole_at_any_moment", Needs::Nothing, a_report_is_whole_at_any_moment),
         (
             "the_time_bounds_a_campaign_and_its_shrinking",
             Needs::Kvm,

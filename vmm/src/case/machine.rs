@@ -106,16 +106,16 @@ impl MachineRun {
         let Record { judgement, conversations, totals, console, phases, .. } = record;
         let wall_ns = u64::try_from(wall.as_nanos()).unwrap_or(u64::MAX);
         let report = RunReport {
-            schema: RUN_SCHEMA,
+            schema: RUN_SCHEMA.into(),
             guest: guest.to_owned(),
             policy: self.policy.name.clone(),
             class: judgement.class,
-            backend: "emulated",
-            front_end: self.front_end.name(),
-            memory_model: "alias",
+            backend: "emulated".into(),
+            front_end: self.front_end.name().into(),
+            memory_model: "alias".into(),
             gpaw: self.gpaw,
             seed: self.seed,
-            direction: "any",
+            direction: "any".into(),
             range: conversations.iter().map(|row| row.size).sum(),
             // The guest's own timing decides when it asks.
             reproducible: self.policy.is_reproducible() && self.vcpus == 1,
@@ -123,7 +123,7 @@ impl MachineRun {
             guest_result: judgement.result,
             violations: judgement.violations,
             notes: self.stands_for.iter().cloned().chain(judgement.notes).collect(),
-            checks_off: end.checks_off.to_vec(),
+            checks_off: end.checks_off.iter().map(|check| (*check).into()).collect(),
             conversations,
             totals: Totals { exits: end.exits, wall_ns, ..totals },
             kernel,

@@ -144,27 +144,34 @@ pub(super) struct SuiteArgs {
     /// Cases at a time [default: the number of processors]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub(super) jobs: Option<u16>,
+    #[command(flatten)]
+    pub(super) files: SuiteFilesArgs,
+    /// Writes all of it to this one file, to send to others (*.tar.gz): what the host can do, the
+    /// matrix, the reports, and the calls and replies of every case
+    #[arg(long, value_name = "FILE")]
+    pub(super) bundle: Option<PathBuf>,
+    #[command(flatten)]
+    pub(super) case: CaseArgs,
+    /// The most bytes that the guest asks for at a time
+    #[arg(long, value_name = "SIZE", value_parser = units::page_size)]
+    pub(super) guest_chunk: Option<u64>,
+}
+
+/// Where the results of a suite go.
+#[derive(Debug, Args)]
+pub(super) struct SuiteFilesArgs {
     /// Writes JUnit XML to this file
     #[arg(long, value_name = "FILE")]
     pub(super) junit: Option<PathBuf>,
     /// Writes KTAP to this file
     #[arg(long, value_name = "FILE")]
     pub(super) ktap: Option<PathBuf>,
-    /// Writes the report of every case to this file
+    /// Writes the report of every case to this file, also while the suite runs
     #[arg(long, value_name = "FILE")]
     pub(super) json: Option<PathBuf>,
-    /// Writes all of it to this one file, to send to others (*.tar.gz): what the host can do, the
-    /// matrix, the reports, and the calls and replies of every case
-    #[arg(long, value_name = "FILE")]
-    pub(super) bundle: Option<PathBuf>,
     /// What goes to stdout: the matrix, or the object of --json
     #[arg(long, value_enum, default_value_t)]
     pub(super) format: Format,
-    #[command(flatten)]
-    pub(super) case: CaseArgs,
-    /// The most bytes that the guest asks for at a time
-    #[arg(long, value_name = "SIZE", value_parser = units::page_size)]
-    pub(super) guest_chunk: Option<u64>,
 }
 
 #[derive(Debug, Args, Clone)]

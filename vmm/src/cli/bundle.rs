@@ -11,7 +11,7 @@ use super::CliError;
 use super::output::Output;
 use crate::case::Case;
 use crate::host;
-use crate::report::{ci, matrix};
+use crate::report::{matrix, suite};
 use crate::suite::SuiteResult;
 
 /// A bundle that is being filled.
@@ -60,7 +60,7 @@ impl<'a> Bundle<'a> {
             archive.add_with("host.json", |file| writeln!(file, "{:#}", facts.to_json()))?;
             archive.add_with("host.txt", |file| facts.write(file))?;
             archive.add_with("matrix.txt", |file| matrix::write(file, result))?;
-            archive.add_with("suite.json", |file| ci::json(file, result))?;
+            archive.add_with("suite.json", |file| suite::write(file, result))?;
             let mut names = Vec::new();
             for entry in std::fs::read_dir(&traces.0)? {
                 names.push(entry?.file_name());

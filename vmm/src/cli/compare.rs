@@ -1,9 +1,11 @@
 //! The command `compare`.
 
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use super::measure_args::CompareArgs;
 use super::measured::Files;
+use super::output;
 use super::{CliError, Found, resolve, suite};
 use crate::case::{Backend, Case};
 use crate::compare::{Comparison, Outcome, directions};
@@ -13,6 +15,8 @@ use crate::sweep::{self, SweepReport};
 
 /// The policies that are compared unless the user names others.
 const POLICIES: [&str; 6] = ["chunk=4K", "chunk=64K", "chunk=2M", "chunk=64M", "hyperv", "kvm-7.2"];
+/// The least time between two writes of what there is so far.
+const KEPT_EVERY: Duration = Duration::from_millis(50);
 /// What ratios are to.
 const BASE: &str = "complete";
 
@@ -24,9 +28,19 @@ pub(super) fn compare(args: &CompareArgs) -> Result<Found, CliError> {
     let files = Files::open(&args.reports)?;
 
     let bar = suite::progress_bar(comparison.cases.len() * comparison.repeats);
-    let result = comparison.run(|case| {
+    let (mut kept, mut pause) = (Instant::now(), KEPT_EVERY);
+    let result = comparison.run(|case, so_far| {
         bar.set_message(case.policy.name.clone());
         bar.inc(1);
+        // Between runs, on their thread: nothing else shall run while one is measured.
+        if args.reports.json.is_some() && kept.elapsed() >= pause {
+            let began = Instant::now();
+            if let Ok(report) = so_far() {
+                files.keep(&report);
+            }
+            kept = Instant::now();
+            pause = KEPT_EVERY.max((kept - began) * 10);
+        }
     });
     bar.finish_and_clear();
     let result = result?;
@@ -55,7 +69,12 @@ fn read_sweep(path: &Path) -> Result<SweepReport, CliError> {
     let text =
         std::fs::read_to_string(path).map_err(|source| CliError::Read { path: name(), source })?;
     match serde_json::from_str::<SweepReport>(&text) {
-        Ok(report) if report.schema == sweep::SCHEMA => Ok(report),
+        Ok(report) if report.schema == sweep::SCHEMA => {
+            if report.unfinished {
+                output::unfinished(&name());
+            }
+            Ok(report)
+        }
         Ok(_) => Err(CliError::NoSweep { path: name(), source: None }),
         Err(source) => Err(CliError::NoSweep { path: name(), source: Some(source) }),
     }

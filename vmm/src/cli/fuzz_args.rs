@@ -6,7 +6,7 @@ use std::time::Duration;
 use clap::builder::ArgPredicate;
 use clap::{Args, ValueEnum};
 
-use super::args::{BackendArg, CaseArgs, Format};
+use super::args::{BackendArg, CaseArgs, Format, SuiteFilesArgs};
 use super::machine_args::LinuxArgs;
 use super::shard::{Shard, shard};
 use crate::judge::Class;
@@ -40,7 +40,8 @@ interrupted.";
 const MERGE_AFTER: &str = "\
 Reads the --json files of the shards of one suite, fuzz or sweep, and joins them: cases and cells in
 their order, findings folded to one of each check, sums added. All shards together give what one run
-without --shard gives.
+without --shard gives, in all its forms. A report that is unfinished, as a run that is killed leaves it, is
+joined as far as it goes, and named on stderr.
 
 Exit codes: as the command whose reports are joined.";
 
@@ -138,6 +139,10 @@ pub(super) struct ReplayArgs {
 
 #[derive(Debug, Args)]
 #[command(after_help = MERGE_AFTER)]
+#[command(mut_arg("junit", |arg| arg.help("Writes JUnit XML to this file; of a suite")))]
+#[command(mut_arg("ktap", |arg| arg.help("Writes KTAP to this file; of a suite")))]
+#[command(mut_arg("json", |arg| arg.help("Writes the joined report to this file")))]
+#[command(mut_arg("format", |arg| arg.help("What goes to stdout: text, or the object of --json")))]
 pub(super) struct MergeArgs {
     /// Reports of shards, written by --json
     #[arg(required = true, value_name = "FILE")]
@@ -145,10 +150,6 @@ pub(super) struct MergeArgs {
     /// The directory that the small cases of a fuzz campaign are written to
     #[arg(long, value_name = "DIR")]
     pub(super) cases: Option<PathBuf>,
-    /// Writes the report to this file
-    #[arg(long, value_name = "FILE")]
-    pub(super) json: Option<PathBuf>,
-    /// What goes to stdout: text, or the object of --json
-    #[arg(long, value_enum, default_value_t)]
-    pub(super) format: Format,
+    #[command(flatten)]
+    pub(super) reports: SuiteFilesArgs,
 }

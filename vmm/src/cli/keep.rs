@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 /// The pause between two looks for news: what is written soon is 100 ms old at most.
 const PAUSE: Duration = Duration::from_millis(40);
 /// The pause, to what writing took: much takes its time, but not all the time of a processor.
-const PAUSE_TO_WRITE: u32 = 4;
+const PAUSE_TO_WRITE: u32 = 2;
 
 /// Does `run`; meanwhile a thread of its own calls `write` again and again, to write what is new.
 pub(super) fn keeping<T>(mut write: impl FnMut() + Send, run: impl FnOnce() -> T) -> T {

@@ -33,6 +33,13 @@ impl<'a> Files<'a> {
         })
     }
 
+    /// Writes what there is of the object while the command runs.
+    pub(super) fn keep(&self, object: &impl Serialize) {
+        if let Some(json) = &self.json {
+            json.keep(|out| serde_json::to_writer(out, object).map_err(io::Error::from));
+        }
+    }
+
     /// Writes them, and to stdout the text or the object.
     pub(super) fn write(
         self,

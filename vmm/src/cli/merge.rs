@@ -1,12 +1,13 @@
 //! The command `merge`.
 
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, IsTerminal};
 
-use serde_json::Value;
+use serde::Serialize;
 
 use super::args::Format;
 use super::fuzz_args::MergeArgs;
 use super::output::{self, Output};
+use super::suite_files::{self, SuiteFiles};
 use super::{CliError, Found, fuzz, sweep};
 use crate::merge::{MergeError, Merged, merge as join};
 use crate::report::{fuzz as fuzz_report, sweep as sweep_report};
@@ -20,101 +21,66 @@ pub(super) fn merge(args: &MergeArgs) -> Result<Found, CliError> {
             Err(source) => Err(MergeError::Read { path: name, source }),
         }
     };
-    let merged = join(args.files.iter().map(read).collect::<Result<_, _>>()?)?;
+    let (merged, unfinished) = join(args.files.iter().map(read).collect::<Result<_, _>>()?)?;
+    let files = &args.reports;
     if args.cases.is_some() && !matches!(merged, Merged::Fuzz(_)) {
         return Err(CliError::Conflict("--cases: only a fuzz campaign has cases to write"));
     }
-    let json = Output::create("--json", args.json.as_deref())?;
-    if let (Some(dir), Merged::Fuzz(report)) = (&args.cases, &merged) {
-        fuzz::write_cases(report, dir)?;
+    let is_for_suites = files.junit.is_some() || files.ktap.is_some();
+    if is_for_suites && !matches!(merged, Merged::Suite(_)) {
+        return Err(CliError::Conflict("--junit, --ktap: only a suite has such a report"));
     }
-    if let Some(output) = json {
-        output.write(|out| write_json(out, &merged))?;
+    let named = [
+        ("--junit", files.junit.as_deref()),
+        ("--ktap", files.ktap.as_deref()),
+        ("--json", files.json.as_deref()),
+    ];
+    output::apart(&named)?;
+    for path in unfinished {
+        output::unfinished(&path);
     }
-    output::stdout(|out| match args.format {
-        Format::Json => write_json(out, &merged),
-        Format::Text => write_text(out, &merged, args),
-    })?;
-    Ok(match merged {
-        Merged::Suite(suite) => found_in_suite(&suite["summary"]),
-        Merged::Fuzz(report) if report.error.is_some() => Found::HostCannot,
-        Merged::Fuzz(report) if report.interrupted || report.unfinished => Found::Interrupted,
-        Merged::Fuzz(report) if report.findings.is_empty() => Found::Expected,
-        Merged::Fuzz(_) => Found::Violations,
-        Merged::Sweep(report) => sweep::found(&report),
-    })
-}
-
-fn write_json(out: &mut impl Write, merged: &Merged) -> io::Result<()> {
-    match merged {
-        Merged::Suite(report) => output::json(out, report),
-        Merged::Fuzz(report) => output::json(out, report),
-        Merged::Sweep(report) => output::json(out, report),
-    }
-}
-
-fn write_text(out: &mut impl Write, merged: &Merged, args: &MergeArgs) -> io::Result<()> {
-    match merged {
-        Merged::Suite(report) => suite(out, report),
+    match &merged {
+        Merged::Suite(suite) => {
+            SuiteFiles::open(files)?.write(suite)?;
+            Ok(suite_files::found(suite))
+        }
         Merged::Fuzz(report) => {
+            let json = Output::create("--json", files.json.as_deref())?;
+            if let Some(dir) = &args.cases {
+                fuzz::write_cases(report, dir)?;
+            }
             let cases = args.cases.as_ref().map(|dir| dir.display().to_string());
-            fuzz_report::write(out, report, cases.as_deref())
+            write(json, files.format, report, |out| {
+                fuzz_report::write(out, report, cases.as_deref())
+            })?;
+            Ok(match report {
+                _ if report.error.is_some() => Found::HostCannot,
+                _ if report.interrupted || report.unfinished => Found::Interrupted,
+                _ if report.findings.is_empty() => Found::Expected,
+                _ => Found::Violations,
+            })
         }
         Merged::Sweep(report) => {
+            let json = Output::create("--json", files.json.as_deref())?;
             let colour = io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none();
-            sweep_report::write(out, report, colour)
+            write(json, files.format, report, |out| sweep_report::write(out, report, colour))?;
+            Ok(sweep::found(report))
         }
     }
 }
 
-fn number(summary: &Value, key: &str) -> u64 {
-    summary[key].as_u64().unwrap_or(0)
-}
-
-/// The cases that went otherwise than expected, and the sums.
-fn suite(out: &mut impl Write, report: &Value) -> io::Result<()> {
-    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
-    for case in report["cases"].as_array().into_iter().flatten() {
-        if case["as_expected"] == true {
-            continue;
-        }
-        let (guest, policy, verdict) =
-            (text(&case["guest"]), text(&case["policy"]), text(&case["verdict"]));
-        let expected: Vec<_> =
-            case["expected"].as_array().into_iter().flatten().map(text).collect();
-        let violations = case["violations"].as_array().into_iter().flatten();
-        let mut found: Vec<_> = violations.map(|violation| text(&violation["check"])).collect();
-        found.dedup();
-        writeln!(
-            out,
-            "not as expected: {guest} under {policy}: {verdict}, expected [{}], found [{}]",
-            expected.join(" "),
-            found.join(" ")
-        )?;
+/// Writes `report` to the file, if there is one, and it or its text to stdout.
+fn write(
+    json: Option<Output<'_>>,
+    format: Format,
+    report: &impl Serialize,
+    text: impl FnOnce(&mut io::BufWriter<io::StdoutLock<'static>>) -> io::Result<()>,
+) -> Result<(), CliError> {
+    if let Some(output) = json {
+        output.write(|out| output::json(out, report))?;
     }
-    let summary = &report["summary"];
-    let sum = |key| number(summary, key);
-    writeln!(
-        out,
-        "{} cases: {} pass, {} fail, {} not exercised, {} error; {} not as expected",
-        sum("cases"),
-        sum("pass"),
-        sum("fail"),
-        sum("not_exercised"),
-        sum("error"),
-        sum("unexpected")
-    )
-}
-
-fn found_in_suite(summary: &Value) -> Found {
-    let sum = |key| number(summary, key);
-    if sum("left_out") > 0 {
-        Found::Interrupted
-    } else if sum("unexpected") > sum("error") {
-        Found::Violations
-    } else if sum("unexpected") > 0 {
-        Found::HostCannot
-    } else {
-        Found::Expected
-    }
+    output::stdout(|out| match format {
+        Format::Json => output::json(out, report),
+        Format::Text => text(out),
+    })
 }

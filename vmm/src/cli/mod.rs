@@ -20,6 +20,7 @@ mod replay;
 mod resolve;
 mod shard;
 mod suite;
+mod suite_files;
 mod sweep;
 
 use std::process::ExitCode;

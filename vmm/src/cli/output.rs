@@ -169,3 +169,8 @@ pub(super) fn json(out: &mut impl Write, value: &impl serde::Serialize) -> io::R
 pub(super) fn complain(line: &str) {
     let _ = writeln!(io::stderr().lock(), "{line}");
 }
+
+/// Says that the report in the file `path` is not all of it.
+pub(super) fn unfinished(path: &str) {
+    complain(&format!("mapgpa: {path}: unfinished: its run was killed, or goes on"));
+}

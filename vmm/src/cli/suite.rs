@@ -1,20 +1,23 @@
 //! The command `suite`.
 
-use std::io::{self, IsTerminal};
+use std::io::{self, IsTerminal, Write};
+use std::sync::{Mutex, PoisonError};
 
 use indicatif::{ProgressBar, ProgressStyle};
 use mapgpa_guests::{GUESTS, GuestInfo};
 
-use super::args::{Format, SuiteArgs};
+use super::args::SuiteArgs;
 use super::bundle::Bundle;
-use super::output::{self, Output};
+use super::keep::keeping;
+use super::output;
 use super::resolve::{self, Ground, split_policies, twice};
+use super::suite_files::{SuiteFiles, found};
 use super::{CliError, Found};
 use crate::case::{Backend, Case, CaseError};
 use crate::expect::Expectations;
 use crate::policy::Policy;
-use crate::report::{Verdict, ci, matrix};
-use crate::suite::{CaseResult, POLICIES, SuiteResult, in_shard, run};
+use crate::report::suite::SoFar;
+use crate::suite::{CaseResult, POLICIES, in_shard, run};
 
 /// `mapgpa suite`
 pub(super) fn suite(args: &SuiteArgs) -> Result<Found, CliError> {
@@ -23,35 +26,42 @@ pub(super) fn suite(args: &SuiteArgs) -> Result<Found, CliError> {
         Some(path) => Expectations::read(path)?,
         None => Expectations::built_in()?,
     };
-    let (junit, ktap, json) = (args.junit.as_deref(), args.ktap.as_deref(), args.json.as_deref());
-    let bundle = args.bundle.as_deref();
-    let named = [("--junit", junit), ("--ktap", ktap), ("--json", json), ("--bundle", bundle)];
+    let files = &args.files;
+    let named = [
+        ("--junit", files.junit.as_deref()),
+        ("--ktap", files.ktap.as_deref()),
+        ("--json", files.json.as_deref()),
+        ("--bundle", args.bundle.as_deref()),
+    ];
     output::apart(&named)?;
-    let junit = Output::create("--junit", junit)?;
-    let ktap = Output::create("--ktap", ktap)?;
-    let json = Output::create("--json", json)?;
-    let bundle = Bundle::open(bundle, &mut cases)?;
+    let files = SuiteFiles::open(files)?;
+    let bundle = Bundle::open(args.bundle.as_deref(), &mut cases)?;
     let jobs = resolve::jobs(args.jobs);
     let bar = progress_bar(cases.len());
-    let result = run(&cases, &expectations, jobs, |case| show_progress(&bar, case));
+    let result = match &files.json {
+        None => run(&cases, &expectations, jobs, |case| show_progress(&bar, case)),
+        Some(json) => {
+            let so_far = Mutex::new(SoFar::new(cases.len()));
+            let so_far = || so_far.lock().unwrap_or_else(PoisonError::into_inner);
+            let keep = || {
+                let news = so_far().news();
+                if let Some(news) = news {
+                    json.keep(|out| out.write_all(&news));
+                }
+            };
+            let progress = |case: &CaseResult| {
+                show_progress(&bar, case);
+                so_far().add(case);
+            };
+            keeping(keep, || run(&cases, &expectations, jobs, progress))
+        }
+    };
     bar.finish_and_clear();
 
-    if let Some(output) = junit {
-        output.write(|out| ci::junit(out, &result).map_err(io::Error::other))?;
-    }
-    if let Some(output) = ktap {
-        output.write(|out| ci::ktap(out, &result))?;
-    }
-    if let Some(output) = json {
-        output.write(|out| ci::json(out, &result))?;
-    }
     if let Some(bundle) = bundle {
         bundle.write(&result)?;
     }
-    output::stdout(|out| match args.format {
-        Format::Text => matrix::write(out, &result),
-        Format::Json => ci::json(out, &result),
-    })?;
+    files.write(&result)?;
     Ok(found(&result))
 }
 
@@ -157,16 +167,4 @@ fn show_progress(bar: &ProgressBar, case: &CaseResult) {
     }
     bar.set_message(format!("{} under {}", case.guest, case.policy));
     bar.inc(1);
-}
-
-fn found(result: &SuiteResult) -> Found {
-    if result.left_out > 0 {
-        Found::Interrupted
-    } else if result.unexpected() > result.count(Verdict::Error) {
-        Found::Violations
-    } else if result.unexpected() > 0 {
-        Found::HostCannot
-    } else {
-        Found::Expected
-    }
 }

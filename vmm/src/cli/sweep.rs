@@ -6,6 +6,7 @@ use std::path::Path;
 use mapgpa_abi::params::BOUND_OWN;
 use mapgpa_guests::{GUESTS, Guest};
 
+use super::keep::keeping;
 use super::measure_args::SweepArgs;
 use super::measured::Files;
 use super::{CliError, Found, resolve, suite};
@@ -15,7 +16,7 @@ use crate::linux::case::{LinuxCase, MEMORY, Options};
 use crate::linux::machine::Until;
 use crate::policy::Policy;
 use crate::report::{page, sweep as report};
-use crate::sweep::{GuestSpec, HostSpec, Sweep, SweepReport, Trouble};
+use crate::sweep::{GuestSpec, HostSpec, SoFar, Sweep, SweepReport, Trouble};
 
 /// The most cells: what people look at.
 const CELLS_MAX: usize = 100_000;
@@ -48,11 +49,21 @@ pub(super) fn sweep(args: &SweepArgs) -> Result<Found, CliError> {
     let files = Files::open(&args.reports)?;
 
     let bar = suite::progress_bar(cases.len());
-    let result = sweep.run(&cases, kernel, |done, of| {
-        bar.set_length(of as u64);
-        bar.set_position(done as u64);
+    let so_far = SoFar::begin();
+    let mut seen = 0;
+    let keep = || {
+        if let Some(report) = sweep.news(&so_far, &mut seen) {
+            files.keep(&report);
+        }
+    };
+    keeping(keep, || {
+        sweep.run(&cases, kernel, &so_far, |done, of| {
+            bar.set_length(of as u64);
+            bar.set_position(done as u64);
+        });
     });
     bar.finish_and_clear();
+    let result = sweep.report(&so_far);
 
     let colour = std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none();
     files.write(
@@ -68,7 +79,7 @@ pub(super) fn sweep(args: &SweepArgs) -> Result<Found, CliError> {
 pub(super) fn found(result: &SweepReport) -> Found {
     let failed = result.cells.iter().any(|cell| cell.error.is_some())
         || result.verified.iter().any(|verified| verified.error.is_some());
-    if result.interrupted {
+    if result.interrupted || result.unfinished {
         Found::Interrupted
     } else if result.verified.iter().any(|cell| cell.error.is_none() && !cell.agrees()) {
         Found::Violations

@@ -63,11 +63,15 @@ pub enum CompareError {
 }
 
 impl Comparison {
-    /// Runs it all; `progress` is called with the row before each run.
+    /// Runs it all; before each run `progress` is called with the row, and with what makes the report of
+    /// those that there were.
     ///
     /// # Errors
     /// Nothing could be measured. A row that fails or hangs is reported as such, and not repeated.
-    pub fn run(&self, mut progress: impl FnMut(&Case)) -> Result<CompareReport, CompareError> {
+    pub fn run(
+        &self,
+        mut progress: impl FnMut(&Case, &dyn Fn() -> Result<CompareReport, CompareError>),
+    ) -> Result<CompareReport, CompareError> {
         let started = Instant::now();
         let mut series: Vec<Series> = Vec::new();
         series.resize_with(self.cases.len(), || Series {
@@ -79,19 +83,18 @@ impl Comparison {
         'repeats: for repeat in 0..self.repeats {
             for at in 0..self.cases.len() {
                 let at = if repeat % 2 == 0 { at } else { self.cases.len() - 1 - at };
-                let (case, row) = (&self.cases[at], &mut series[at]);
-                if row.outcome != Outcome::Completed {
+                let case = &self.cases[at];
+                if series[at].outcome != Outcome::Completed {
                     continue;
                 }
                 if interrupt::requested() {
                     break 'repeats;
                 }
-                progress(case);
-                self.measure(case, repeat, row)?;
+                progress(case, &|| report::make(self, &series, started.elapsed(), true));
+                self.measure(case, repeat, &mut series[at])?;
             }
         }
-        let wall_ns = u64::try_from(started.elapsed().as_nanos()).unwrap_or(u64::MAX);
-        report::make(self, &series, wall_ns)
+        report::make(self, &series, started.elapsed(), false)
     }
 
     /// One run of a row and, after it, of its bare work.

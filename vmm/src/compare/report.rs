@@ -1,5 +1,7 @@
 //! The report of a comparison: the object of `--json`, and the sums and ratios in it.
 
+use std::time::Duration;
+
 use hdrhistogram::Histogram;
 use serde::Serialize;
 
@@ -163,6 +165,8 @@ pub struct CompareReport {
     pub repeats: usize,
     /// The user interrupted it: rows have fewer runs.
     pub interrupted: bool,
+    /// It had not ended when this was written: it still runs, or was killed. Rows have fewer runs.
+    pub unfinished: bool,
     /// The rows, in order.
     pub rows: Vec<Row>,
     /// Nanoseconds that it all took.
@@ -171,11 +175,12 @@ pub struct CompareReport {
     pub host: Host,
 }
 
-/// The report of `series`, one for each case of `comparison`.
+/// The report of `series`, one for each case of `comparison`, after `wall`; `unfinished` if it goes on.
 pub(super) fn make(
     comparison: &Comparison,
     series: &[Series],
-    wall_ns: u64,
+    wall: Duration,
+    unfinished: bool,
 ) -> Result<CompareReport, CompareError> {
     let rows = comparison.cases.iter().zip(series);
     let base = |direction_wanted: &str| {
@@ -198,6 +203,7 @@ pub(super) fn make(
         vcpus: first.map_or(0, |case| case.vcpus),
         repeats: comparison.repeats,
         interrupted: crate::interrupt::requested(),
+        unfinished,
         rows: rows
             .clone()
             .map(|(case, series)| {
@@ -209,7 +215,7 @@ pub(super) fn make(
                 Ok(row)
             })
             .collect::<Result<_, CompareError>>()?,
-        wall_ns,
+        wall_ns: u64::try_from(wall.as_nanos()).unwrap_or(u64::MAX),
         host: Host::this(),
     })
 }

@@ -243,7 +243,7 @@ impl FirmwareCase {
             memory_sites: machine.unpacked().sites,
             hooks: self.firmware.hooks,
             memory: self.run.memory,
-            scenarios: self.scenarios.iter().map(|scenario| scenario.name()).collect(),
+            scenarios: self.scenarios.iter().map(|scenario| scenario.name().into()).collect(),
         });
         Ok(Ran { report, interrupted, error, data: Vec::new() })
     }

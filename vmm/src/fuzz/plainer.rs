@@ -56,6 +56,13 @@ pub(super) fn weight_of_action(action: &Action) -> u64 {
         + accept
 }
 
+/// Whether a host that does so may say what is not true, or fails the call.
+pub(super) fn lies(action: &Action) -> bool {
+    action.mix.is_some()
+        || action.odd.is_some_and(|odd| odd != Say::Truth)
+        || action.accept != AcceptAnswer::Truth
+}
+
 const PLAIN_STATUSES: [u64; 5] = [
     status::INVALID_OPERAND,
     status::GPA_INUSE,

@@ -7,7 +7,7 @@ use mapgpa_abi::params::{Layout, Plan};
 use mapgpa_abi::{Direction, PAGE_SIZE};
 
 use super::campaign::Shrinking;
-use super::plainer::{parts, plainer, weight_of_action, weight_of_conditions};
+use super::plainer::{lies, parts, plainer, weight_of_action, weight_of_conditions};
 use super::target::{Outcome, Target};
 use crate::case::RunError;
 use crate::interrupt;
@@ -106,13 +106,13 @@ impl<F: FnMut(Step<'_>)> Shrink<F> {
         Ok(same)
     }
 
-    /// One rule and no other, those that do most first; without its conditions, if it can.
+    /// One rule and no other, those that lie first; without its conditions, if it can.
     fn alone(&mut self) -> Result<(), RunError> {
         let mut rules = self.target.rules().to_vec();
         if rules.len() < 2 {
             return Ok(());
         }
-        rules.sort_by_key(|rule| std::cmp::Reverse(weight_of_action(&rule.action)));
+        rules.sort_by_key(|rule| !lies(&rule.action));
         for rule in rules {
             let plain = Rule { when: Conditions::default(), ..rule };
             let is_plain = plain.when == rule.when;

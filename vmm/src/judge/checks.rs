@@ -167,3 +167,11 @@ impl serde::Serialize for Check {
         serializer.serialize_str(self.info().name)
     }
 }
+
+impl<'de> serde::Deserialize<'de> for Check {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let name = String::deserialize(deserializer)?;
+        let unknown = || serde::de::Error::custom(format_args!("no check is named \"{name}\""));
+        Self::by_name(&name).ok_or_else(unknown)
+    }
+}

@@ -51,14 +51,14 @@ impl Default for Rules {
 }
 
 /// A check that failed.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Violation {
     /// Which.
     pub check: Check,
     /// The MapGPA call of the vCPU that was the last by then; 0 before the first.
     pub call: u64,
     /// The GPA that it is about, if it is about one.
-    #[serde(serialize_with = "hex_or_null")]
+    #[serde(serialize_with = "hex_or_null", deserialize_with = "of_hex_or_null")]
     pub gpa: Option<u64>,
     /// What happened.
     pub detail: String,
@@ -72,6 +72,14 @@ fn hex_or_null<S: serde::Serializer>(gpa: &Option<u64>, serializer: S) -> Result
         Some(gpa) => serializer.collect_str(&format_args!("{gpa:#x}")),
         None => serializer.serialize_none(),
     }
+}
+
+fn of_hex_or_null<'de, D: serde::Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<u64>, D::Error> {
+    let Some(text) = Option::<String>::deserialize(deserializer)? else { return Ok(None) };
+    let gpa = crate::units::hexadecimal(&text);
+    gpa.map(Some).ok_or_else(|| serde::de::Error::custom(format_args!("no address: \"{text}\"")))
 }
 
 /// How the guest ended.

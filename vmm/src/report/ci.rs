@@ -1,18 +1,13 @@
-//! The suite for CI systems and programs: JUnit, KTAP, and JSON.
+//! The suite for CI systems: JUnit and KTAP.
 
 use std::io::{self, Write};
 use std::time::Duration;
 
 use quick_junit::{NonSuccessKind, Report, TestCase, TestCaseStatus, TestSuite};
-use serde::Serialize;
 
 use super::matrix::{found, names};
 use super::{RunReport, Verdict};
-use crate::judge::Check;
 use crate::suite::{CaseResult, SuiteResult};
-
-/// The version of the suite object.
-pub const SCHEMA: &str = "mapgpa.suite/1";
 
 /// Why a case that was not exercised is skipped.
 const NOT_EXERCISED: &str = "not exercised: what the policy is about never occurred";
@@ -97,81 +92,4 @@ pub fn ktap(out: &mut impl Write, suite: &SuiteResult) -> io::Result<()> {
         }
     }
     Ok(())
-}
-
-/// A case in the JSON object: the run object, with what was expected of it.
-#[derive(Serialize)]
-struct CaseObject<'a> {
-    /// Which of the suite's cases, those of other shards included, from 1.
-    number: usize,
-    #[serde(flatten)]
-    report: Option<&'a RunReport>,
-    /// Where there is no run object, what identifies the case, and why there is none.
-    #[serde(flatten)]
-    missing: Option<MissingRun<'a>>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    error: Option<&'a str>,
-    expected: &'a [Check],
-    as_expected: bool,
-}
-
-#[derive(Serialize)]
-struct MissingRun<'a> {
-    guest: &'a str,
-    policy: &'a str,
-    verdict: Verdict,
-}
-
-#[derive(Serialize)]
-struct Summary {
-    cases: usize,
-    pass: usize,
-    fail: usize,
-    not_exercised: usize,
-    error: usize,
-    unexpected: usize,
-    left_out: usize,
-    wall_ns: u64,
-}
-
-#[derive(Serialize)]
-struct SuiteObject<'a> {
-    schema: &'static str,
-    cases: Vec<CaseObject<'a>>,
-    summary: Summary,
-}
-
-/// Writes the suite object (docs/schemas/suite.schema.json).
-///
-/// # Errors
-/// The output cannot be written.
-pub fn json(out: &mut impl Write, suite: &SuiteResult) -> io::Result<()> {
-    let cases = suite.cases.iter().map(|case| CaseObject {
-        number: case.number,
-        report: case.report.as_ref().ok(),
-        missing: case.report.is_err().then_some(MissingRun {
-            guest: &case.guest,
-            policy: &case.policy,
-            verdict: Verdict::Error,
-        }),
-        error: case.report.as_ref().err().or(case.error.as_ref()).map(String::as_str),
-        expected: &case.expected,
-        as_expected: case.as_expected(),
-    });
-    let object = SuiteObject {
-        schema: SCHEMA,
-        cases: cases.collect(),
-        summary: Summary {
-            cases: suite.cases.len(),
-            pass: suite.count(Verdict::Pass),
-            fail: suite.count(Verdict::Fail),
-            not_exercised: suite.count(Verdict::NotExercised),
-            error: suite.count(Verdict::Error),
-            unexpected: suite.unexpected(),
-            left_out: suite.left_out,
-            wall_ns: suite.wall_ns,
-        },
-    };
-    serde_json::to_writer_pretty(&mut *out, &object)?;
-    writeln!(out)
 }

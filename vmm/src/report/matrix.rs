@@ -150,7 +150,8 @@ fn summary(out: &mut impl Write, suite: &SuiteResult) -> io::Result<()> {
         n => write!(out, "; {n} not as expected")?,
     }
     if suite.left_out > 0 {
-        write!(out, "; interrupted with {} cases to go", suite.left_out)?;
+        let why = if suite.unfinished { "unfinished" } else { "interrupted" };
+        write!(out, "; {why} with {} cases to go", suite.left_out)?;
     }
     writeln!(out)
 }

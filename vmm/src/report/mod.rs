@@ -11,6 +11,7 @@ pub mod page;
 mod record;
 mod rows;
 mod run;
+pub mod suite;
 pub mod sweep;
 pub mod sweep_charts;
 pub mod table;

@@ -35,7 +35,7 @@ impl<'a> Group<'a> {
 
     /// Whether `row` is of the same size, direction and outcome.
     fn takes(&self, row: &ConversationRow) -> bool {
-        (row.size, row.to, row.outcome) == (self.first.size, self.first.to, self.first.outcome)
+        (row.size, &row.to, row.outcome) == (self.first.size, &self.first.to, self.first.outcome)
     }
 }
 
@@ -110,7 +110,7 @@ mod tests {
         ConversationRow {
             gpa: format!("{gpa:#x}"),
             size,
-            to: "shared",
+            to: "shared".into(),
             requests: 2,
             retries: 1,
             no_progress: 0,

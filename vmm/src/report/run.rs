@@ -1,7 +1,9 @@
 //! The report of one run: the object of `--format json` (docs/schemas/run.schema.json).
 
+use std::borrow::Cow;
+
 use mapgpa_abi::Direction;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::engine::{Conversation, Ending, Phase};
 use crate::judge::{Class, GuestResult, Judgement, Violation};
@@ -10,7 +12,7 @@ use crate::judge::{Class, GuestResult, Judgement, Violation};
 pub const SCHEMA: &str = "mapgpa.run/1";
 
 /// The verdict of a case.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Verdict {
     /// The policy showed, and no check failed.
@@ -40,7 +42,7 @@ impl Verdict {
 }
 
 /// How a conversation ended, in reports.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Outcome {
     /// The guest took it for done.
@@ -52,14 +54,14 @@ pub enum Outcome {
 }
 
 /// One conversation.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ConversationRow {
     /// Start, GPA in bytes without the shared bit, as hexadecimal text.
     pub gpa: String,
     /// Size in bytes.
     pub size: u64,
     /// `shared` or `private`.
-    pub to: &'static str,
+    pub to: Cow<'static, str>,
     /// Requests.
     pub requests: u64,
     /// Replies RETRY.
@@ -88,8 +90,8 @@ impl ConversationRow {
             gpa: format!("{:#x}", conversation.pages.gpa()),
             size: conversation.pages.count * mapgpa_abi::PAGE_SIZE,
             to: match conversation.to {
-                Direction::ToShared => "shared",
-                Direction::ToPrivate => "private",
+                Direction::ToShared => "shared".into(),
+                Direction::ToPrivate => "private".into(),
             },
             requests: conversation.requests,
             retries: conversation.retries,
@@ -102,7 +104,7 @@ impl ConversationRow {
 }
 
 /// Sums over a run.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Totals {
     /// MapGPA calls.
     pub calls: u64,
@@ -127,7 +129,7 @@ pub struct Totals {
 }
 
 /// The kernel of a run, where there is one.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct KernelRow {
     /// Its release (`uname -r`), if its image says so.
     pub version: Option<String>,
@@ -144,7 +146,7 @@ pub struct KernelRow {
 }
 
 /// The firmware of a run, where there is one.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FirmwareRow {
     /// Bytes of its image.
     pub size: usize,
@@ -159,11 +161,11 @@ pub struct FirmwareRow {
     /// Bytes of memory.
     pub memory: u64,
     /// What it was made to do beside booting.
-    pub scenarios: Vec<&'static str>,
+    pub scenarios: Vec<Cow<'static, str>>,
 }
 
 /// When a firmware came to a phase.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PhaseRow {
     /// The phase.
     pub phase: Phase,
@@ -172,10 +174,10 @@ pub struct PhaseRow {
 }
 
 /// The versions behind a run.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Host {
     /// Version of mapgpa.
-    pub mapgpa: &'static str,
+    pub mapgpa: Cow<'static, str>,
     /// Version of the host's kernel.
     pub kernel: String,
 }
@@ -187,15 +189,15 @@ impl Host {
         let kernel = nix::sys::utsname::uname()
             .map(|name| name.release().to_string_lossy().into_owned())
             .unwrap_or_default();
-        Self { mapgpa: env!("CARGO_PKG_VERSION"), kernel }
+        Self { mapgpa: env!("CARGO_PKG_VERSION").into(), kernel }
     }
 }
 
 /// One run.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct RunReport {
     /// [`SCHEMA`].
-    pub schema: &'static str,
+    pub schema: Cow<'static, str>,
     /// The guest's name, or the file's.
     pub guest: String,
     /// The policy's name.
@@ -203,17 +205,17 @@ pub struct RunReport {
     /// The class of the case, by the replies given.
     pub class: Class,
     /// `emulated`, `tdx` or `hosted`.
-    pub backend: &'static str,
+    pub backend: Cow<'static, str>,
     /// `direct`.
-    pub front_end: &'static str,
+    pub front_end: Cow<'static, str>,
     /// `alias`, or `none` where there is no memory behind it.
-    pub memory_model: &'static str,
+    pub memory_model: Cow<'static, str>,
     /// Guest-physical address width in bits.
     pub gpaw: u32,
     /// Seed of the policy's draws.
     pub seed: u64,
     /// `to-shared`, `to-private` or `round-trip`; `any` of a kernel, which does as it likes.
-    pub direction: &'static str,
+    pub direction: Cow<'static, str>,
     /// Bytes converted each way; of a kernel, the sum over its conversations.
     pub range: u64,
     /// Whether the same command gives the same calls and replies.
@@ -227,7 +229,7 @@ pub struct RunReport {
     /// What is worth reporting beside.
     pub notes: Vec<String>,
     /// Checks that could not be made here.
-    pub checks_off: Vec<&'static str>,
+    pub checks_off: Vec<Cow<'static, str>>,
     /// The guest's conversations, in order of their end.
     pub conversations: Vec<ConversationRow>,
     /// Sums.
@@ -239,7 +241,7 @@ pub struct RunReport {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub firmware: Option<FirmwareRow>,
     /// When the firmware came to each phase.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub phases: Vec<PhaseRow>,
     /// Its console: the beginning and the end.
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -136,7 +136,11 @@ pub fn write(out: &mut dyn Write, report: &SweepReport, colour: bool) -> io::Res
     }
     verified(out, report)?;
     let runs: u64 = report.cells.iter().map(|cell| cell.runs).sum();
-    let interrupted = if report.interrupted { ", interrupted" } else { "" };
+    let interrupted = match (report.interrupted, report.unfinished) {
+        (true, _) => ", interrupted",
+        (_, true) => ", unfinished",
+        _ => "",
+    };
     writeln!(
         out,
         "{} cells, {runs} conversions in {}{interrupted}",

@@ -32,7 +32,7 @@ pub fn run(out: &mut impl Write, report: &RunReport) -> io::Result<()> {
         "{verdict}  {} under {} ({class}), {} {}, {} with GPAW {}; the guest's result: {result}",
         report.guest,
         report.policy,
-        if report.direction == "any" { "conversions of" } else { report.direction },
+        if report.direction == "any" { "conversions of" } else { &*report.direction },
         show_size(report.range),
         report.backend,
         report.gpaw

@@ -11,7 +11,7 @@ mod verify;
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use mapgpa_abi::Direction;
@@ -134,6 +134,49 @@ impl Sums {
     }
 }
 
+/// What a sweep that runs has found so far.
+#[derive(Debug)]
+pub struct SoFar(Mutex<Found>);
+
+#[derive(Debug)]
+struct Found {
+    sums: BTreeMap<usize, Sums>,
+    verified: Vec<Verified>,
+    not_verified: Option<String>,
+    ended: bool,
+    began: Instant,
+    /// The last change, since then.
+    wall: Duration,
+    changes: u64,
+}
+
+impl SoFar {
+    /// Of a sweep that begins now.
+    #[must_use]
+    pub fn begin() -> Self {
+        Self(Mutex::new(Found {
+            sums: BTreeMap::new(),
+            verified: Vec::new(),
+            not_verified: None,
+            ended: false,
+            began: Instant::now(),
+            wall: Duration::ZERO,
+            changes: 0,
+        }))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Found> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn change(&self, change: impl FnOnce(&mut Found)) {
+        let mut found = self.lock();
+        change(&mut found);
+        found.wall = found.began.elapsed();
+        found.changes += 1;
+    }
+}
+
 impl HostSpec {
     /// The spec string of its policy.
     #[must_use]
@@ -188,37 +231,51 @@ impl Sweep {
         (self.guests[at / self.hosts.len()], self.hosts[at % self.hosts.len()])
     }
 
-    /// Runs `cases`, made by [`Sweep::cases`] and checked; `progress` is called with how many of how
-    /// many parts are done. A sample is run in VMs, and with `kernel`, which the first guest models and
+    /// Runs `cases`, made by [`Sweep::cases`] and checked, and adds what it finds to `so_far`; `progress` is
+    /// called with how many of how many parts are done. A sample is run in VMs, and with `kernel`, which the first guest models and
     /// whose first conversion is of the sweep's range.
     pub fn run(
         &self,
         cases: &[Case],
         kernel: Option<LinuxCase>,
+        so_far: &SoFar,
         progress: impl Fn(usize, usize) + Sync,
-    ) -> SweepReport {
-        let started = Instant::now();
+    ) {
         let parts = self.parts(cases.len());
         let (next, done) = (AtomicUsize::new(0), AtomicUsize::new(0));
-        let sums: Mutex<BTreeMap<usize, Sums>> = Mutex::new(BTreeMap::new());
         workers::work(self.jobs.min(parts.len()), || {
             while !interrupt::requested() {
                 let part = parts.get(next.fetch_add(1, Ordering::Relaxed));
                 let Some(&(at, first, count)) = part else { return };
-                let sums = || sums.lock().unwrap_or_else(PoisonError::into_inner);
                 // A cell that hangs is not waited for again.
-                if sums().get(&at).is_none_or(|sums| sums.timed_out == 0) {
+                let hangs = so_far.lock().sums.get(&at).is_some_and(|sums| sums.timed_out > 0);
+                if !hangs {
                     let part = runs(&cases[at], first, count, self.seed);
-                    sums().entry(at).or_default().add(part);
+                    so_far.change(|found| found.sums.entry(at).or_default().add(part));
                 }
                 progress(done.fetch_add(1, Ordering::Relaxed) + 1, parts.len());
             }
         });
-        let sums = sums.into_inner().unwrap_or_else(PoisonError::into_inner);
-        let (verified, not_verified) = self.verify(cases, &sums, kernel);
-        let wall_ns = u64::try_from(started.elapsed().as_nanos()).unwrap_or(u64::MAX);
-        let cells = sums.iter().map(|(at, sums)| self.cell(*at, sums)).collect();
-        SweepReport::new(self, cells, verified, not_verified, wall_ns)
+        let sums = so_far.lock().sums.clone();
+        let not_verified = self.verify(cases, &sums, kernel, |verified| {
+            so_far.change(|found| found.verified.push(verified));
+        });
+        so_far.change(|found| (found.not_verified, found.ended) = (not_verified, true));
+    }
+
+    /// What was found so far, if that is more than after `seen` changes, which is set.
+    #[must_use]
+    pub fn news(&self, so_far: &SoFar, seen: &mut u64) -> Option<SweepReport> {
+        let changes = so_far.lock().changes;
+        (std::mem::replace(seen, changes) != changes).then(|| self.report(so_far))
+    }
+
+    /// The report of what was found so far.
+    #[must_use]
+    pub fn report(&self, so_far: &SoFar) -> SweepReport {
+        let found = so_far.lock();
+        let cells = found.sums.iter().map(|(at, sums)| self.cell(*at, sums)).collect();
+        SweepReport::new(self, cells, &found)
     }
 
     /// Cell, first seed and number of seeds of each part of the work; a cell's first part comes

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::Sweep;
+use super::{Found, Sweep};
 use crate::report::Host;
 
 /// The version of the sweep object.
@@ -123,6 +123,8 @@ pub struct SweepReport {
     pub not_verified: Option<String>,
     /// The user interrupted it: cells are missing, or have fewer runs.
     pub interrupted: bool,
+    /// It had not ended when this was written: it still runs, or was killed.
+    pub unfinished: bool,
     /// Nanoseconds that it took.
     pub wall_ns: u64,
     /// Version of mapgpa.
@@ -130,24 +132,19 @@ pub struct SweepReport {
 }
 
 impl SweepReport {
-    pub(super) fn new(
-        sweep: &Sweep,
-        cells: Vec<Cell>,
-        verified: Vec<Verified>,
-        not_verified: Option<String>,
-        wall_ns: u64,
-    ) -> Self {
+    pub(super) fn new(sweep: &Sweep, cells: Vec<Cell>, found: &Found) -> Self {
         Self {
             schema: SCHEMA.to_owned(),
             range: sweep.range,
             seed: sweep.seed,
             seeds: sweep.seeds,
             cells,
-            verified,
-            not_verified,
+            verified: found.verified.clone(),
+            not_verified: found.not_verified.clone(),
             interrupted: crate::interrupt::requested(),
-            wall_ns,
-            mapgpa: Host::this().mapgpa.to_owned(),
+            unfinished: !found.ended,
+            wall_ns: u64::try_from(found.wall.as_nanos()).unwrap_or(u64::MAX),
+            mapgpa: Host::this().mapgpa.into_owned(),
         }
     }
 }

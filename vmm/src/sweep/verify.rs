@@ -28,20 +28,20 @@ const KERNEL_CALLS: u64 = 20_000;
 type Found = Result<(bool, u64), String>;
 
 impl Sweep {
-    /// Runs cells in VMs; if none, why.
+    /// Runs cells in VMs, and calls `found` with each; if none, why.
     pub(super) fn verify(
         &self,
         cases: &[Case],
         sums: &BTreeMap<usize, Sums>,
         kernel: Option<LinuxCase>,
-    ) -> (Vec<Verified>, Option<String>) {
+        mut found: impl FnMut(Verified),
+    ) -> Option<String> {
         if self.verify == 0 {
-            return (Vec::new(), Some("not asked for".to_owned()));
+            return Some("not asked for".to_owned());
         }
         if let Err(error) = emulated::default_gpaw() {
-            return (Vec::new(), Some(one_line(&error)));
+            return Some(one_line(&error));
         }
-        let mut verified = Vec::new();
         for (at, first) in self.sample(sums, CALLS, |_| true) {
             if interrupt::requested() {
                 break;
@@ -49,9 +49,9 @@ impl Sweep {
             let case = Case { backend: Backend::Emulated, ..cases[at].clone() };
             let vm = one(&case).map(|tally| (tally.survived(), tally.calls));
             let vm = vm.map_err(|error| one_line(&error));
-            verified.push(self.compared(at, &sums[&at], first, None, vm));
+            found(self.compared(at, &sums[&at], first, None, vm));
         }
-        let Some(mut kernel) = kernel else { return (verified, None) };
+        let mut kernel = kernel?;
         let is_its = |at| self.specs(at).0.is_as_modelled() && at < self.hosts.len();
         for (at, first) in self.sample(sums, KERNEL_CALLS, is_its) {
             if interrupt::requested() {
@@ -59,13 +59,13 @@ impl Sweep {
             }
             let vm = self.boot(&mut kernel, &cases[at].policy);
             let failed = vm.is_err();
-            verified.push(self.compared(at, &sums[&at], first, Some(kernel.name()), vm));
+            found(self.compared(at, &sums[&at], first, Some(kernel.name()), vm));
             if failed {
                 // So would the others.
                 break;
             }
         }
-        (verified, None)
+        None
     }
 
     /// Cells spread over all that `is_wanted` and that a VM does soon, and their runs with the first
