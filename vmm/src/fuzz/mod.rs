@@ -27,7 +27,7 @@ use crate::judge::{CHECKS, Check, Class};
 use crate::workers;
 
 /// Seeds that a worker takes at a time on `hosted`.
-const BLOCK: u64 = 256;
+const BLOCK: u64 = 64;
 
 /// What ends a campaign early.
 #[derive(Debug, thiserror::Error)]
