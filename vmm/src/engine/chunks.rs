@@ -1,7 +1,7 @@
 //! A VMM on KVM: the policy is asked for chunks, as KVM hands them on, and the guest gets KVM's reply.
 //!
 //! KVM cuts a request into chunks of 2 MiB ([`mapgpa_kvm_model`]) and does not say where a request
-//! begins or ends. What user space can know is kept in [`UserSpace`]: a chunk that follows a whole
+//! begins or ends. What user space can know is kept in [`super::user_space`]: a chunk that follows a whole
 //! one, answered with success, without another exit of that vCPU between them, belongs to the same
 //! request. With `--front-end kvm-*` the engine plays KVM too; backend `tdx` has the real one, and
 //! the engine works out what the guest was told ([`Observed`]).
@@ -14,10 +14,11 @@ use mapgpa_kvm_model::{ADDRESS_BITS, CHUNK, EAGAIN, EINVAL, Exit, Kernel, MapGpa
 
 use super::event::{Call, EventSink, Malformed};
 use super::reply::truth;
+use super::user_space::{Current, Observed};
 use super::{Engine, Flow, Reply, nanos, request};
 use crate::memory::{Memory, MemoryError};
 use crate::pagemap::{PageState, Pages};
-use crate::policy::{Amount, Context, Decision, Request, Say};
+use crate::policy::{Amount, Context, Request, Say};
 
 /// What stands between the guest and the policy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
@@ -47,72 +48,6 @@ pub struct Answer {
     pub ret: u64,
     /// An event for this vCPU is to be queued before KVM_RUN.
     pub event: bool,
-}
-
-/// What user space knows of a vCPU's requests.
-#[derive(Debug, Default)]
-pub(super) struct UserSpace {
-    /// Requests that it has told apart.
-    requests: u64,
-    /// The one that may go on.
-    current: Option<Current>,
-    /// Replies given in this conversation.
-    replies: u64,
-    /// The last of them in a row that made no progress.
-    no_progress: u64,
-    /// On a real KVM: the last RETRY was for a chunk after whole ones. If that was a request of its own,
-    /// it made no progress, and so it counts: a guest is not accused on a guess.
-    pub(super) unsure: bool,
-    /// On a real KVM: what the guest was told is not known before the next exit.
-    observed: Option<Observed>,
-}
-
-/// A request whose next chunk may come.
-#[derive(Debug, Clone, Copy)]
-struct Current {
-    /// Where that chunk would start, without the shared bit.
-    next: u64,
-    to: Direction,
-    decision: Decision,
-    /// Pages that may be converted yet.
-    left: u64,
-    /// Pages that were converted.
-    converted: u64,
-}
-
-/// A request on a real KVM, as far as its chunks tell.
-#[derive(Debug, Clone, Copy)]
-struct Observed {
-    request: Request,
-    stray: Option<super::Stray>,
-    converted: u64,
-    special: bool,
-    begun: Option<Instant>,
-    took_ns: u64,
-    /// An event was queued after its last chunk: the guest got RETRY, if the request went on for this
-    /// many bytes, or else SUCCESS.
-    beyond: Option<u64>,
-}
-
-impl UserSpace {
-    /// A conversation begins.
-    pub(super) const fn begin(&mut self) {
-        (self.replies, self.no_progress) = (0, 0);
-    }
-
-    /// The request is over: with progress or without.
-    const fn replied(&mut self, progress: bool) {
-        self.current = None;
-        self.replies += 1;
-        self.no_progress = if progress { 0 } else { self.no_progress + 1 };
-    }
-
-    /// The vCPU does something else: a request that may have gone on was complete.
-    const fn complete(&mut self) {
-        if self.current.is_some() {
-            self.replied(true);
-        }
-    }
 }
 
 /// Chunks of one call, 2 TiB, at which an event comes in between at the latest: all that a guest may ask
@@ -410,26 +345,10 @@ impl<M: Memory, S: EventSink> Engine<M, S> {
         if !self.lied.is_empty() && next > pages.first {
             self.lied.remove(pages.first..next);
         }
-        let call = Call {
-            vcpu: request.vcpu,
-            call: request.call,
-            raw_gpa: request.raw_gpa,
-            size: request.size,
-            to: request.to,
-            converted,
-            status: reply.status,
-            r11: reply.r11,
-            truth: truth(request, reply.status, reply.r11, next),
-            malformed: None,
-            stray,
-            special: special && !(reply.status == status::SUCCESS && next == pages.end()),
-            no_progress: 0,
-            standing: 0,
-            requests: 0,
-            pages: 0,
-            at_ns: 0,
-            took_ns: 0,
-        };
+        let mapgpa_kvm_model::Reply { status, r11 } = reply;
+        let truth = truth(request, status, r11, next);
+        let special = special && !(status == status::SUCCESS && next == pages.end());
+        let call = Call { converted, status, r11, truth, stray, special, ..Call::of(request) };
         (call, next)
     }
 }

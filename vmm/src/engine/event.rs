@@ -4,6 +4,7 @@ use mapgpa_abi::tdcall::status;
 use mapgpa_abi::{Alias, Direction};
 
 use crate::pagemap::{PageState, Pages};
+use crate::policy::Request;
 
 /// What is wrong with the form of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -87,6 +88,37 @@ pub struct Call {
 }
 
 impl Call {
+    /// The request, answered with SUCCESS and nothing done, which is the caller's to fill in; its place
+    /// in its conversation and its times are booked by [`super::Engine`] when it ends.
+    pub(super) const fn new(vcpu: u32, call: u64, raw_gpa: u64, size: u64, to: Direction) -> Self {
+        Self {
+            vcpu,
+            call,
+            raw_gpa,
+            size,
+            to,
+            converted: 0,
+            status: status::SUCCESS,
+            r11: 0,
+            truth: Truth::True,
+            malformed: None,
+            stray: None,
+            no_progress: 0,
+            standing: 0,
+            requests: 0,
+            pages: 0,
+            special: false,
+            at_ns: 0,
+            took_ns: 0,
+        }
+    }
+
+    /// The same for a request that is well formed.
+    pub(super) const fn of(request: &Request) -> Self {
+        let Request { vcpu, call, raw_gpa, size, to, .. } = *request;
+        Self::new(vcpu, call, raw_gpa, size, to)
+    }
+
     /// Whether R11 means anything in this reply.
     #[must_use]
     pub const fn r11_defined(&self) -> bool {

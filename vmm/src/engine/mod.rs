@@ -12,6 +12,7 @@ mod guest_channel;
 mod phase;
 mod reply;
 mod request;
+mod user_space;
 
 use std::time::Instant;
 
@@ -22,7 +23,6 @@ use rangemap::RangeSet;
 use crate::memory::{Memory, MemoryError};
 use crate::pagemap::{Change, PageMap, PageState, Pages};
 use crate::policy::{Amount, Context, Policy, Request};
-use chunks::UserSpace;
 pub use chunks::{Answer, FrontEnd};
 use conversation::Open;
 pub use event::{
@@ -31,6 +31,7 @@ pub use event::{
 };
 use guest_channel::Channel;
 use reply::reply;
+use user_space::UserSpace;
 
 /// What a vCPU does after an exit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -220,26 +221,8 @@ impl<M: Memory, S: EventSink> Engine<M, S> {
         if let Truth::Undetectable(pages) = truth {
             self.lied.insert(pages.first..pages.end());
         }
-        let mut call = Call {
-            vcpu,
-            call: request.call,
-            raw_gpa,
-            size,
-            to: request.to,
-            converted,
-            status: code,
-            r11,
-            truth,
-            malformed: None,
-            stray,
-            special,
-            no_progress: 0,
-            standing: 0,
-            requests: 0,
-            pages: 0,
-            at_ns: 0,
-            took_ns: 0,
-        };
+        let (status, call) = (code, Call::of(&request));
+        let mut call = Call { converted, status, r11, truth, stray, special, ..call };
         Ok(self.finish(&mut call, next, begun))
     }
 
@@ -269,26 +252,10 @@ impl<M: Memory, S: EventSink> Engine<M, S> {
         let to = if shared { Direction::ToShared } else { Direction::ToPrivate };
         let page = (raw_gpa & !self.shared_bit) / PAGE_SIZE;
         let this = &self.vcpus[vcpu as usize];
-        let mut call = Call {
-            vcpu,
-            call: this.calls,
-            raw_gpa,
-            size,
-            to,
-            converted: 0,
-            status,
-            r11,
-            truth: Truth::True,
-            malformed: Some(malformed),
-            stray: this.open.and_then(|open| open.stray_malformed(page, to)),
-            special: false,
-            no_progress: 0,
-            standing: 0,
-            requests: 0,
-            pages: 0,
-            at_ns: 0,
-            took_ns: 0,
-        };
+        let malformed = Some(malformed);
+        let stray = this.open.and_then(|open| open.stray_malformed(page, to));
+        let call = Call::new(vcpu, this.calls, raw_gpa, size, to);
+        let mut call = Call { status, r11, malformed, stray, ..call };
         self.finish(&mut call, 0, begun)
     }
 

@@ -10,7 +10,7 @@ mod verdict;
 use mapgpa_abi::tdcall::{module, status};
 use mapgpa_abi::{Alias, Direction, PAGE_SIZE};
 use rangemap::RangeMap;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 
 pub use checks::{CHECKS, Check, CheckInfo};
 use pages::Past;
@@ -24,6 +24,8 @@ use crate::units::show_size;
 
 /// Violations kept of one check, and notes kept; more are counted.
 const KEPT: usize = 16;
+/// Completed conversions that are remembered one by one.
+const RECENT: usize = 1024;
 
 /// A judge at work.
 #[derive(Debug)]
@@ -42,8 +44,11 @@ pub struct Judge {
     gave_up: Option<(u64, Option<u64>, String)>,
     /// Pages whose last conversion failed, and that conversion.
     failed: RangeMap<u64, Past>,
-    /// The last conversion of pages that was completed.
-    completed: RangeMap<u64, Past>,
+    /// Pages whose last conversion was completed: by which vCPU, and to what. Without more, so that
+    /// neighbours merge.
+    completed: RangeMap<u64, (u32, Direction)>,
+    /// The latest of those conversions, newest last: what a page's was is looked for only to be told.
+    recent: VecDeque<Past>,
     /// How far a firmware has come.
     phase: Option<Phase>,
     /// Replies in a row, by vCPU, that said RETRY at the start of the request.
@@ -69,6 +74,7 @@ impl Judge {
             gave_up: None,
             failed: RangeMap::new(),
             completed: RangeMap::new(),
+            recent: VecDeque::new(),
             phase: None,
             at_start: BTreeMap::new(),
             busy: BTreeMap::new(),
@@ -104,14 +110,18 @@ impl Judge {
                 match ending {
                     Ending::Completed => {
                         self.failed.remove(range.clone());
-                        self.completed.insert(range, past);
+                        self.completed.insert(range, (vcpu, to));
+                        if self.recent.len() == RECENT {
+                            self.recent.pop_front();
+                        }
+                        self.recent.push_back(past);
                         self.end_well(to, *marked, *missing, *lied, *pending);
                     }
                     Ending::GaveUp(at) => {
                         self.failed.insert(range.clone(), past);
                         // What another vCPU has converted meanwhile is there to be used.
                         for (part, by) in self.completed.overlapping(range) {
-                            if by.vcpu != vcpu && by.to == to {
+                            if by.0 != vcpu && by.1 == to {
                                 self.failed.remove(part.clone());
                             }
                         }

@@ -36,7 +36,11 @@ impl Judge {
         lied: bool,
     ) {
         let failed = self.failed.get(&page).copied();
-        let done = self.completed.get(&page);
+        let done = self
+            .recent
+            .iter()
+            .rev()
+            .find(|past| (past.pages.first..past.pages.end()).contains(&page));
         let cause = match (failed, done) {
             (Some(past), _) => format!(" ({past}, failed)"),
             (None, Some(past)) => format!(" ({past}, completed)"),

@@ -17,6 +17,7 @@ pub(in crate::backend) mod memory;
 mod model;
 mod pc;
 mod protected;
+mod registers;
 mod scan;
 mod stash;
 pub(in crate::backend) mod tables;
