@@ -79,7 +79,7 @@ pub fn look() -> Facts {
             facts.guest_tests();
             facts.kernels();
             facts.accesses();
-            facts.memory_attributes(&kvm);
+            facts.guest_memfd(&kvm);
         }
         Err(error) => {
             let advice = kvm_advice();
@@ -165,17 +165,23 @@ impl Facts {
         }
     }
 
-    fn memory_attributes(&mut self, kvm: &emulated::KvmFacts) {
-        const WHAT: &str = "memory attributes";
+    fn guest_memfd(&mut self, kvm: &emulated::KvmFacts) {
+        const WHAT: &str = "guest-memfd memory";
         if kvm.guest_memfd {
-            self.works(WHAT, "KVM has guest_memfd and memory attributes".to_owned());
+            self.works(
+                WHAT,
+                "KVM has VMs of type SW_PROTECTED_VM: --memory-model guest-memfd".to_owned(),
+            );
         } else {
             self.add(
                 WHAT,
                 Standing::Missing,
-                "KVM has no guest_memfd with memory attributes; conversions use the alias model"
+                "no VMs of type SW_PROTECTED_VM outside TDs: the alias model serves there"
                     .to_owned(),
-                None,
+                Some(
+                    "a kernel with CONFIG_KVM_SW_PROTECTED_VM, as the lab's lab-sw-protected"
+                        .to_owned(),
+                ),
             );
         }
     }

@@ -151,7 +151,7 @@ fn bad_input_is_one_line() {
     refuse("--range 3T", &["--range 3T"]);
     refuse("--json /no/such/dir/x.json", &["--json /no/such/dir/x.json"]);
     refuse("--csv /dev/null --json /dev/null", &["--json /dev/null", "--csv names the same file"]);
-    refuse("--verify-kernel /no/such/bzImage", &["--kernel /no/such/bzImage"]);
+    refuse("--verify-kernel /no/such/bzImage", &["--verify-kernel /no/such/bzImage"]);
     refuse("--verify-kernel x --bound 3 --guest linux-6.7", &["--verify-kernel", "--bound own"]);
     refuse("--verify-kernel x --verify 0", &["--verify-kernel", "--verify 0"]);
     refuse("--stall 0..900 --bound 1..900", &["more than 100000 cells"]);

@@ -113,7 +113,8 @@ fn kernel(args: &SweepArgs, sweep: &Sweep, path: &Path) -> Result<LinuxCase, Cli
         memory: MEMORY.max(sweep.range.saturating_mul(4)),
         until: Some(Until::Conversions),
     };
-    let mut case = LinuxCase::load(&options, Policy::parse("complete")?)?;
+    let mut case = LinuxCase::load(&options, Policy::parse("complete")?)
+        .map_err(|error| error.named_by("--verify-kernel"))?;
     let run = &mut case.run;
     (run.seed, run.gpaw, run.timeout) = (sweep.seed, sweep.gpaw, sweep.timeout);
     case.check()?;

@@ -255,6 +255,6 @@ fn load_kernel(options: &linux::case::Options) -> Result<(Software, Booted), Fir
     let path = &options.kernel;
     let image = linux::case::read("--kernel", path, IMAGE_MAX as u64)?;
     let booted = Booted::new(image, &software.kernel, software.patched.sites)
-        .map_err(|source| LinuxError::Kernel { path: path.clone(), source })?;
+        .map_err(|source| LinuxError::Kernel { option: "--kernel", path: path.clone(), source })?;
     Ok((software, booted))
 }

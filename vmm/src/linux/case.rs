@@ -47,8 +47,10 @@ pub enum LinuxError {
         source: io::Error,
     },
     /// The kernel is unusable.
-    #[error("--kernel {}", path.display())]
+    #[error("{option} {}", path.display())]
     Kernel {
+        /// The option that named it.
+        option: &'static str,
         /// The file.
         path: PathBuf,
         /// What is wrong.
@@ -84,6 +86,17 @@ pub enum LinuxError {
         /// The least.
         least: u32,
     },
+}
+
+impl LinuxError {
+    /// The same of a kernel that another option than --kernel named.
+    #[must_use]
+    pub fn named_by(mut self, name: &'static str) -> Self {
+        if let Self::Read { option, .. } | Self::Kernel { option, .. } = &mut self {
+            *option = name;
+        }
+        self
+    }
 }
 
 /// What the user asks of a run.
@@ -129,7 +142,8 @@ impl Software {
     /// A file cannot be used.
     pub fn load(options: &Options) -> Result<Self, LinuxError> {
         let path = &options.kernel;
-        let kernel_error = |source| LinuxError::Kernel { path: path.clone(), source };
+        let kernel_error =
+            |source| LinuxError::Kernel { option: "--kernel", path: path.clone(), source };
         let bytes = read("--kernel", path, IMAGE_MAX as u64)?;
         let mut kernel = Kernel::of_file(bytes).map_err(kernel_error)?;
         let patched = kernel.patch();

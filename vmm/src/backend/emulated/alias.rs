@@ -9,9 +9,10 @@
 use mapgpa_abi::{Alias, Direction};
 
 use super::memory::{Ram, Region, memory_error};
+use super::model::Books;
 use super::stash::Stash;
 use super::userfaultfd::Userfaultfd;
-use crate::memory::{HostWork, Memory, MemoryError};
+use crate::memory::{Memory, MemoryError};
 use crate::pagemap::{PageMap, PageState, Pages};
 
 /// Pages of a block.
@@ -24,11 +25,9 @@ pub(super) struct AliasMemory<'a> {
     pub(super) userfaultfd: Option<&'a Userfaultfd>,
     private: Blocks,
     shared: Blocks,
-    /// A forbidden access was let through, so that an alias may have contents that it should not.
-    pub(super) tainted: bool,
     /// Private contents that a conversion to shared was told to keep.
     stash: Stash,
-    pub(super) work: HostWork,
+    pub(super) books: Books,
 }
 
 /// A set of blocks, by number: page frame number / [`BLOCK`].
@@ -79,9 +78,8 @@ impl<'a> AliasMemory<'a> {
             userfaultfd,
             private,
             shared,
-            tainted: false,
             stash: Stash::default(),
-            work: HostWork::default(),
+            books: Books::default(),
         };
         for region in ram.regions() {
             this.register(region, Alias::Shared, region.pages, true)?;
@@ -91,8 +89,8 @@ impl<'a> AliasMemory<'a> {
 
     /// Drops the contents of `part` of `region` behind `alias`.
     fn discard(&mut self, region: &Region, alias: Alias, part: Pages) -> Result<(), MemoryError> {
-        self.work.calls += 1;
-        self.work.pages += part.count;
+        self.books.work.calls += 1;
+        self.books.work.pages += part.count;
         region.discard(alias, part)
     }
 
@@ -158,7 +156,7 @@ impl<'a> AliasMemory<'a> {
         let Some(userfaultfd) = self.userfaultfd else { return Ok(()) };
         let (start, size) = region.host(alias, run);
         let call = if on { "UFFDIO_REGISTER" } else { "UFFDIO_UNREGISTER" };
-        self.work.calls += 1;
+        self.books.work.calls += 1;
         let done = if on {
             userfaultfd.register(start, size)
         } else {
@@ -206,7 +204,7 @@ impl Memory for AliasMemory<'_> {
                 self.stash.keep(region, part)?;
             }
             self.discard(region, old, part)?;
-            if self.tainted {
+            if self.books.tainted {
                 self.discard(region, new, part)?;
             }
             if to == Direction::ToPrivate {
@@ -225,7 +223,7 @@ impl Memory for AliasMemory<'_> {
         let ram = self.ram;
         for region in ram.regions() {
             let Some(part) = region.clip(run) else { continue };
-            if self.tainted {
+            if self.books.tainted {
                 self.discard(region, Alias::Private, part)?;
             }
             self.update(region, Alias::Private, part, map)?;

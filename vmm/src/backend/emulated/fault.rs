@@ -59,7 +59,7 @@ fn answer<M: Model, S: EventSink, P>(
             if let Some((alias, page)) = run.ram.find(address) {
                 let bit = if alias == Alias::Shared { shared_bit } else { 0 };
                 if let Err(flow) = engine.touch((page * PAGE_SIZE) | bit) {
-                    engine.memory().taint();
+                    engine.memory().books().tainted = true;
                     if flow == Flow::Stop {
                         run.meeting.stop();
                     }

@@ -39,7 +39,7 @@ pub use vm::VmError;
 
 use crate::backend::{End, Setup};
 use crate::engine::{Engine, EventSink, Settings};
-use crate::memory::{Memory, MemoryError, MemoryModel};
+use crate::memory::{HostWork, Memory, MemoryError, MemoryModel};
 use crate::platform::{Bare, Platform};
 use alias::AliasMemory;
 use image::Tdcalls;
@@ -227,7 +227,7 @@ fn run_in<M: Model + Send, S: EventSink + Send>(
     if let Some(pages) = setup.shared {
         engine.preset_shared(pages)?;
     }
-    engine.memory().reset_work();
+    engine.memory().books().work = HostWork::default();
     let run = Run::new(engine, ram, &Bare, vcpus.len(), Instant::now() + setup.timeout);
     drive(run, userfaultfd, vcpus)
 }
@@ -257,8 +257,8 @@ fn drive<M: Model + Send, S: EventSink + Send, P: Platform<M, S>>(
         }
     };
     let (engine, interrupted, error) = run.into_parts();
-    let (memory, sink) = engine.end();
-    let (work, checks_off) = (memory.work(), memory.checks_off());
+    let (mut memory, sink) = engine.end();
+    let (work, checks_off) = (memory.books().work, memory.checks_off());
     Ok(End { sink, exits, work, interrupted, checks_off, error })
 }
 

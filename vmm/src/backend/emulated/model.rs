@@ -4,32 +4,27 @@ use super::alias::AliasMemory;
 use super::protected::ProtectedMemory;
 use crate::memory::{HostWork, Memory};
 
+/// What any model keeps beside the memory itself.
+#[derive(Debug, Default)]
+pub(super) struct Books {
+    /// A forbidden access was let through: from now on a conversion clears what it may have left.
+    pub(super) tainted: bool,
+    /// What conversions and accepts cost the host, without setting up.
+    pub(super) work: HostWork,
+}
+
 /// What a run asks of guest memory beside conversions.
 pub(super) trait Model: Memory {
-    /// A forbidden access was let through: from now on a conversion clears what it may have left.
-    fn taint(&mut self);
-
-    /// What conversions and accepts cost the host since the last [`Model::reset_work`].
-    fn work(&self) -> HostWork;
-
-    /// Forgets what was done: it belongs to the setting up.
-    fn reset_work(&mut self);
+    /// Its books.
+    fn books(&mut self) -> &mut Books;
 
     /// The checks that cannot be made, by name.
     fn checks_off(&self) -> &'static [&'static str];
 }
 
 impl Model for AliasMemory<'_> {
-    fn taint(&mut self) {
-        self.tainted = true;
-    }
-
-    fn work(&self) -> HostWork {
-        self.work
-    }
-
-    fn reset_work(&mut self) {
-        self.work = HostWork::default();
+    fn books(&mut self) -> &mut Books {
+        &mut self.books
     }
 
     fn checks_off(&self) -> &'static [&'static str] {
@@ -41,16 +36,8 @@ impl Model for AliasMemory<'_> {
 }
 
 impl Model for ProtectedMemory<'_> {
-    fn taint(&mut self) {
-        self.tainted = true;
-    }
-
-    fn work(&self) -> HostWork {
-        self.work
-    }
-
-    fn reset_work(&mut self) {
-        self.work = HostWork::default();
+    fn books(&mut self) -> &mut Books {
+        &mut self.books
     }
 
     /// A pending page is private for KVM already, which gives the guest memory when it touches it.

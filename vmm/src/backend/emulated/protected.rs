@@ -15,9 +15,10 @@ use mapgpa_abi::layout::IMAGE_END;
 use mapgpa_abi::{Alias, Direction, PAGE_SIZE};
 
 use super::memory::{Ram, Region, memory_error};
+use super::model::Books;
 use super::userfaultfd::Userfaultfd;
 use crate::backend::guest_memfd::{self, GuestMemfd, GuestMemfdError};
-use crate::memory::{HostWork, Memory, MemoryError};
+use crate::memory::{Memory, MemoryError};
 use crate::pagemap::{PageMap, Pages};
 
 /// What the guest starts from.
@@ -105,11 +106,9 @@ fn failed(call: &'static str, pages: Pages, error: GuestMemfdError) -> MemoryErr
 pub(super) struct ProtectedMemory<'a> {
     memory: Protected<'a>,
     pub(super) userfaultfd: Option<&'a Userfaultfd>,
-    /// A forbidden access was let through, so that an alias may have contents that it should not.
-    pub(super) tainted: bool,
     /// A conversion to shared was told to keep private contents.
     kept: bool,
-    pub(super) work: HostWork,
+    pub(super) books: Books,
 }
 
 impl<'a> ProtectedMemory<'a> {
@@ -131,13 +130,13 @@ impl<'a> ProtectedMemory<'a> {
                 }
             }
         }
-        Ok(Self { memory, userfaultfd, tainted: false, kept: false, work: HostWork::default() })
+        Ok(Self { memory, userfaultfd, kept: false, books: Books::default() })
     }
 
     /// Books a system call, and the pages that it dropped.
     const fn book(&mut self, pages: u64) {
-        self.work.calls += 1;
-        self.work.pages += pages;
+        self.books.work.calls += 1;
+        self.books.work.pages += pages;
     }
 }
 
@@ -161,13 +160,13 @@ impl Memory for ProtectedMemory<'_> {
             }
             // What was kept, and is not wanted after all.
             let unwanted = self.kept && !keep && new == Alias::Private;
-            if unwanted || self.tainted && new == Alias::Shared {
+            if unwanted || self.books.tainted && new == Alias::Shared {
                 forget(region, file, part, new)?;
                 self.book(part.count);
             }
             // Behind the private alias: what the guest started from, or a forbidden access has left.
             let boot = BOOT.end().saturating_sub(part.first).min(part.count);
-            let stale = Pages { count: if self.tainted { part.count } else { boot }, ..part };
+            let stale = Pages { count: if self.books.tainted { part.count } else { boot }, ..part };
             if stale.count > 0 {
                 region.discard(Alias::Private, stale)?;
                 self.book(stale.count);

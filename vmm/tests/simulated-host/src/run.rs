@@ -46,6 +46,9 @@ pub(crate) enum Pending {
     Info(kvm_regs),
 }
 
+/// Signals in a row, without an exit of the guest's, after which the log says where it is.
+const STUCK: u32 = 100;
+
 /// What comes next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Next {
@@ -147,12 +150,20 @@ impl Vcpu {
         shown.if_flag = 1;
         shown.ready_for_interrupt_injection = real.ready_for_interrupt_injection;
         if let Err(errno) = ran {
+            inner.interrupted += 1;
+            if inner.interrupted == STUCK {
+                let (index, regs) = (inner.index, self.regs());
+                crate::log::line(&format!(
+                    "stuck: vCPU {index} makes no exits of its own: {regs:x?}"
+                ));
+            }
             return match self.runner.take() {
                 Some(fault) => self.touched(inner, shown, fault, None),
                 None if errno == libc::EINTR || errno == libc::EAGAIN => Err(errno),
                 None => refuse(errno, "KVM_RUN of the VM underneath"),
             };
         }
+        inner.interrupted = 0;
         // SAFETY: the exit reason says which member of the union the kernel filled.
         unsafe {
             match real.exit_reason {
@@ -185,6 +196,7 @@ impl Vcpu {
                 }
                 KVM_EXIT_X86_WRMSR => self.rdmsr_wrmsr(inner, reason::MSR_WRITE),
                 KVM_EXIT_SHUTDOWN => {
+                    crate::log::line(&format!("shutdown: {:x?}", self.regs()));
                     shown.exit_reason = KVM_EXIT_SHUTDOWN;
                     Ok(Next::Exit)
                 }

@@ -47,6 +47,8 @@ pub(crate) struct Inner {
     pub(crate) pending: Pending,
     /// The last #VE, until the guest asks for it.
     pub(crate) ve: Option<VeInfo>,
+    /// KVM_RUNs in a row that a signal ended.
+    pub(crate) interrupted: u32,
 }
 
 impl Inner {
@@ -87,6 +89,7 @@ impl Vcpu {
             cpuid: Vec::new(),
             pending: Pending::Nothing,
             ve: None,
+            interrupted: 0,
         };
         let runner = Arc::default();
         Ok(Self { td: Arc::clone(td), fd, real, file, shown, runner, inner: Mutex::new(inner) })
