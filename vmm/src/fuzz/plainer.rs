@@ -215,3 +215,43 @@ fn is_canonical(action: &Action) -> bool {
         action.amount_given || action.amount == Amount::All || *action == without_amount(*action);
     amount && (delays || action.after == 0)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::policy::Policy;
+
+    fn action(spec: &str) -> Action {
+        Policy::parse(spec).expect("a spec").rules[0].action
+    }
+
+    #[test]
+    fn a_boot_is_only_for_what_is_a_part_of_the_action() {
+        for (of, wanted) in [
+            ("chunk=8K,r11=start+1,after=2", &["r11=start+1", "chunk=8K,r11=start+1"][..]),
+            ("chunk=64K,stall=1,after=1", &["stall=1", "chunk=64K", "chunk=64K,stall=1"]),
+            ("chunk=4K,contention=0.1,r11=flip", &["r11=flip", "contention=0.1"]),
+            ("chunk=4K,accept=already", &["accept=already"]),
+        ] {
+            let parts = parts(&action(of));
+            for spec in wanted {
+                assert!(parts.contains(&action(spec)), "{of}: no {spec} in {parts:?}");
+            }
+            assert!(parts.len() <= 20 && !parts.contains(&Action::COMPLETE), "{of}: {parts:?}");
+            // What is written into a case is what was run.
+            for part in &parts {
+                assert_eq!(action(&part.to_string()), *part, "{of}");
+            }
+        }
+    }
+
+    #[test]
+    fn those_that_lie_come_first() {
+        for spec in ["r11=flip", "status=0x4000000000000000", "accept=exit", "hostile-random"] {
+            assert!(lies(&action(spec)), "{spec}");
+        }
+        for spec in ["complete", "chunk=4K", "stall=forever", "contention=0.5"] {
+            assert!(!lies(&action(spec)), "{spec}");
+        }
+    }
+}

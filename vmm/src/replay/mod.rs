@@ -63,8 +63,8 @@ pub enum ReplayError {
     },
     /// A trace that does not say what it is one of.
     #[error(
-        "{path}: its first line has no \"run\": it was written before \"{}\", which says what was \
-         run; write it again with --trace",
+        "{path}: its first line has no \"run\", which says what was run: it is a firmware's, which \
+         cannot be replayed, or older than \"{}\"; then write it again with --trace",
         crate::report::TRACE_SCHEMA
     )]
     OldTrace {
