@@ -1,6 +1,7 @@
 //! The command `fuzz`.
 
 use std::path::Path;
+use std::time::Instant;
 
 use clap::ArgMatches;
 use clap::parser::ValueSource;
@@ -22,6 +23,7 @@ const SEED_MAX: u64 = i64::MAX as u64;
 
 /// `mapgpa fuzz`; `matches` are those of its arguments.
 pub(super) fn fuzz(args: &FuzzArgs, matches: &ArgMatches) -> Result<Found, CliError> {
+    let began = Instant::now();
     let given = |id: &str| matches.value_source(id) == Some(ValueSource::CommandLine);
     let target = target(args)?;
     let many = |hosted, vms, kernel| match &target {
@@ -46,7 +48,8 @@ pub(super) fn fuzz(args: &FuzzArgs, matches: &ArgMatches) -> Result<Found, CliEr
         seeds,
         shard: args.shard.map_or((1, 1), |shard| (shard.index, shard.count)),
         jobs: if matches!(target, Target::Kernel(_)) { 1 } else { resolve::jobs(args.jobs) },
-        time: args.time,
+        // A kernel has been read and searched for TDCALLs by now.
+        time: args.time.map(|time| time.saturating_sub(began.elapsed())),
         stop: args.case.on_violation == OnViolation::Stop,
         shrink_runs: args.shrink_runs.unwrap_or(many(20_000, 2_000, 20)),
         target,
