@@ -128,6 +128,8 @@ struct Shared {
     stop_at: AtomicU64,
     /// When the search has to end, in nanoseconds, so that there is time to make findings small.
     search_ns: AtomicU64,
+    /// How long that took so far, which is no part of the search.
+    shrink_ns: AtomicU64,
     over: AtomicBool,
     /// The lowest seed that fails each check.
     lowest: [AtomicU64; CHECKS.len()],
@@ -167,24 +169,35 @@ impl Fuzz {
             next: AtomicU64::new(0),
             stop_at: AtomicU64::new(u64::MAX),
             search_ns: AtomicU64::new(self.time.map_or(u64::MAX, nanos)),
+            shrink_ns: AtomicU64::new(0),
             over: AtomicBool::new(false),
             lowest: std::array::from_fn(|_| AtomicU64::new(u64::MAX)),
         };
-        workers::work(self.jobs, || self.work(&shared, live, &progress));
-        let stop_at = shared.stop_at.into_inner();
-        let found = live.change(|campaign| {
-            campaign.search = began.elapsed();
-            if self.stop && stop_at != u64::MAX {
-                // Others may have run further; what counts is the lowest.
-                let seed = self.seed_at(stop_at);
-                campaign.findings.retain(|finding| finding.seed == seed);
-                campaign.findings.iter_mut().for_each(|finding| finding.count = 1);
-                (campaign.ran, campaign.left_out) = (stop_at + 1, 0);
+        loop {
+            workers::work(self.jobs, || self.work(&shared, live, &progress));
+            let stop_at = shared.stop_at.load(Ordering::Relaxed);
+            let searched = began.elapsed();
+            let (found, failed) = live.change(|campaign| {
+                if self.stop && stop_at != u64::MAX {
+                    // Others may have run further; what counts is the lowest.
+                    let seed = self.seed_at(stop_at);
+                    campaign.findings.retain(|finding| finding.seed == seed);
+                    campaign.findings.iter_mut().for_each(|finding| finding.count = 1);
+                    (campaign.ran, campaign.left_out) = (stop_at + 1, 0);
+                }
+                (campaign.findings.len(), campaign.error.is_some())
+            });
+            for at in 0..found {
+                self.make_small(at, live, shared.deadline, &progress);
             }
-            campaign.findings.len()
-        });
-        for at in 0..found {
-            self.make_small(at, live, shared.deadline, &progress);
+            // The search ended early, to leave time for what took less: it goes on.
+            let (Some(time), false, false) = (self.time, self.stop, failed) else { break };
+            shared.shrink_ns.fetch_add(nanos(began.elapsed() - searched), Ordering::Relaxed);
+            shared.search_ns.store(nanos(time), Ordering::Relaxed);
+            let began_all = shared.next.load(Ordering::Relaxed) * self.block() >= self.seeds_here();
+            if began_all || found == 0 || began.elapsed() >= time || interrupt::requested() {
+                break;
+            }
         }
         live.change(|campaign| {
             campaign.interrupted = interrupt::requested();
@@ -192,7 +205,7 @@ impl Fuzz {
         });
     }
 
-    /// Makes finding number `at` small.
+    /// Makes finding number `at` small, unless it is.
     fn make_small(
         &self,
         at: usize,
@@ -200,10 +213,12 @@ impl Fuzz {
         deadline: Option<Instant>,
         progress: &impl Fn(Progress),
     ) {
-        let (check, seed, target, outcome) = live.change(|campaign| {
-            let Finding { check, seed, target, outcome, .. } = &campaign.findings[at];
-            (*check, *seed, target.clone(), outcome.clone())
+        let found = live.change(|campaign| {
+            let Finding { check, seed, target, outcome, shrinking, .. } = &campaign.findings[at];
+            let is_small = *shrinking != Shrinking::Unfinished;
+            (!is_small).then(|| (*check, *seed, target.clone(), outcome.clone()))
         });
+        let Some((check, seed, target, outcome)) = found else { return };
         let ended = shrink::shrink(target, outcome, check, self.shrink_runs, deadline, |step| {
             let rules = live.change(|campaign| {
                 let finding = &mut campaign.findings[at];
@@ -259,16 +274,20 @@ impl Fuzz {
                     }
                 }
             }
-            let elapsed = shared.began.elapsed();
-            let (new, now) = live.change(|all| {
+            let shrinking = Duration::from_nanos(shared.shrink_ns.load(Ordering::Relaxed));
+            let search = shared.began.elapsed().saturating_sub(shrinking);
+            let (new, now, large) = live.change(|all| {
                 let new = all.add(part);
-                all.search = elapsed;
+                all.search = search;
                 let Campaign { ran, requests, ref findings, .. } = *all;
-                (new, (ran, requests, findings.len()))
+                let large = |finding: &&Finding| finding.shrinking == Shrinking::Unfinished;
+                let count = findings.iter().filter(large).count();
+                (new, (ran, requests, findings.len()), count)
             });
             let (ran, requests, found) = now;
             if let Some(time) = self.time {
-                let reserve = self.reserve(ran, found, elapsed).min(time / 2);
+                let left = time.saturating_sub(shrinking);
+                let reserve = self.reserve(ran, large, search).min(left / 2);
                 shared.search_ns.store(nanos(time - reserve), Ordering::Relaxed);
             }
             for (check, seed, rules) in new {
@@ -278,11 +297,11 @@ impl Fuzz {
         }
     }
 
-    /// The time that making `found` findings small may take, by that of the `ran` runs that there were.
-    fn reserve(&self, ran: u64, found: usize, elapsed: Duration) -> Duration {
-        let runs = (found as u64).saturating_mul(self.shrink_runs);
+    /// The time that making `large` findings small may take, by that of the `ran` runs of the search.
+    fn reserve(&self, ran: u64, large: usize, search: Duration) -> Duration {
+        let runs = (large as u64).saturating_mul(self.shrink_runs);
         let jobs = self.jobs as u64;
-        let took = u128::from(nanos(elapsed)) * u128::from(jobs) / u128::from(ran.max(1));
+        let took = u128::from(nanos(search)) * u128::from(jobs) / u128::from(ran.max(1));
         let all = took.saturating_mul(u128::from(runs));
         Duration::from_nanos(u64::try_from(all).unwrap_or(u64::MAX))
     }
