@@ -71,6 +71,49 @@ fn guest_memfd_is_refused_where_it_is_not() {
         assert_eq!((code(&ran), said.lines().count(), &*stdout(&ran)), (3, 1, ""), "{said}");
         assert!(said.contains("KVM_X86_SW_PROTECTED_VM") && said.contains("lab"), "{said}");
     }
+    // And so is a trace of a run with it.
+    let scratch = Scratch::new("memfd-refused");
+    let file = scratch.path("t.jsonl").display().to_string();
+    output(&format!("run reference --backend emulated --trace {file}"));
+    let trace = fs::read_to_string(&file).expect("a trace");
+    assert!(!trace.contains("memory-model") && trace.contains(r#""seed":1,"#), "{trace}");
+    let with_model = |model: &str| {
+        let of = format!(r#""seed":1,"memory-model":"{model}","#);
+        fs::write(&file, trace.replace(r#""seed":1,"#, &of)).expect("a trace");
+    };
+    with_model("guest-memfd");
+    let ran = output(&format!("replay {file}"));
+    assert_eq!((code(&ran), stderr(&ran).contains("KVM_X86_SW_PROTECTED_VM")), (3, true));
+    // On `hosted` there is no memory.
+    assert_eq!(code(&output(&format!("replay {file} --backend hosted"))), 0);
+    with_model("attic");
+    refused(with(&["replay", &file]), &["t.jsonl", "attic", "alias or guest-memfd"]);
+}
+
+/// A case keeps it, as another memory sees other things: with guest_memfd, no access before accept.
+fn guest_memfd_is_kept_in_cases_and_traces() {
+    let scratch = Scratch::new("memfd-kept");
+    let cases = scratch.path("cases").display().to_string();
+    let line = "fuzz edk2-2023 --class legal --backend emulated --memory-model guest-memfd";
+    let ran = output(&format!("{line} --seeds 40 --shrink-runs 40 --cases {cases}"));
+    assert_eq!(code(&ran), 1, "{}", stderr(&ran));
+    let file = format!("{cases}/edk2-2023-legal-accept-missing.toml");
+    let case = fs::read_to_string(&file).expect("a case");
+    assert!(case.contains("memory-model = \"guest-memfd\""), "{case}");
+    let same = output(&format!("replay {file}"));
+    assert_eq!(code(&same), 0, "{}", stdout(&same));
+    fs::write(&file, case.replace("guest-memfd", "alias")).expect("a case");
+    let other = output(&format!("replay {file}"));
+    assert_eq!(code(&other), 1);
+    assert!(stdout(&other).contains("found access-before-accept"), "{}", stdout(&other));
+
+    let file = scratch.path("t.jsonl").display().to_string();
+    let run = "run edk2-2023 --policy chunk=64K --backend emulated --memory-model guest-memfd";
+    output(&format!("{run} --trace {file}"));
+    assert!(
+        fs::read_to_string(&file).expect("a trace").contains(r#""memory-model":"guest-memfd""#)
+    );
+    assert_eq!(code(&output(&format!("replay {file}"))), 0);
 }
 
 /// Where userfaultfd is neither a device nor a privilege, a run still works, and says what it cannot
@@ -138,6 +181,11 @@ fn main() -> std::process::ExitCode {
             "guest_memfd_is_measured_beside_its_bare_work",
             Needs::GuestMemfd,
             guest_memfd_is_measured_beside_its_bare_work,
+        ),
+        (
+            "guest_memfd_is_kept_in_cases_and_traces",
+            Needs::GuestMemfd,
+            guest_memfd_is_kept_in_cases_and_traces,
         ),
         (
             "guest_memfd_is_refused_where_it_is_not",
