@@ -85,7 +85,7 @@ pub(super) struct FuzzArgs {
     /// Runs that making a finding small may take [default: 20000; 2000 in VMs, 20 with --kernel]
     #[arg(long, value_name = "N")]
     pub(super) shrink_runs: Option<u64>,
-    /// Writes the report to this file
+    /// Writes the report to this file, also while the campaign runs
     #[arg(long, value_name = "FILE")]
     pub(super) json: Option<PathBuf>,
     /// What goes to stdout: text, or the object of --json
