@@ -5,93 +5,26 @@
 #![allow(clippy::expect_used, clippy::panic, reason = "helpers fail the test, too")]
 
 mod support;
+#[path = "support/vcpu.rs"]
+mod vcpu;
 
-use std::collections::HashMap;
 use std::fmt::Write;
-use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
 use mapgpa::backend::hosted::HostedMemory;
 use mapgpa::case::Case;
-use mapgpa::engine::{Engine, Event, Flow, FrontEnd, Settings};
+use mapgpa::engine::{Engine, FrontEnd, Settings};
 use mapgpa::fuzz::{Fixed, Fuzz, Target};
 use mapgpa::judge::{Check, Class};
 use mapgpa::pagemap::Pages;
-use mapgpa::platform::{Bare, NoCpu};
 use mapgpa::report::Recorder;
 use mapgpa::suite::POLICIES;
 use mapgpa::units::show_size;
-use mapgpa_abi::tdcall::{Regs, leaf, module, sub};
-use mapgpa_abi::{Alias, Direction};
+use mapgpa_abi::Direction;
 use mapgpa_guests::{Bound, Conversion, Guest, driver};
-use mapgpa_kit::{Td, report};
+use mapgpa_kit::report;
 use mapgpa_mutants::{AnyTd, Convert, MUTANTS, Mutant, ORIGINAL};
 use support::{BIT, GPA, GPAW, K4, M2, hosted};
-
-/// TDCALLs after which a guest has hung: what `reference` may do at most for the ranges here is less.
-const TDCALLS_MAX: u64 = 40_000;
-
-/// What ends a guest's stack.
-struct Ended;
-
-/// A vCPU in this process, whose TDX module may refuse.
-struct Vcpu {
-    engine: Engine<HostedMemory, Recorder>,
-    words: HashMap<(Alias, u64), u64>,
-    tdcalls: u64,
-    /// The MapGPA call, from 1, that the TDX module refuses.
-    refused: Option<u64>,
-    map_gpas: u64,
-}
-
-impl Vcpu {
-    fn end() -> ! {
-        // No message, and no hook: this is how a guest's code is left, not a failure.
-        resume_unwind(Box::new(Ended))
-    }
-
-    fn touch(&mut self, alias: Alias, gpa: u64) {
-        let bit = if alias == Alias::Shared { BIT } else { 0 };
-        if self.engine.touch(gpa | bit) == Err(Flow::Stop) {
-            Self::end();
-        }
-    }
-}
-
-impl Td for Vcpu {
-    fn tdcall(&mut self, regs: &mut Regs) {
-        self.tdcalls += 1;
-        if self.tdcalls > TDCALLS_MAX {
-            self.engine.emit(&Event::Timeout);
-            Self::end();
-        }
-        if (regs.rax, regs.r11) == (leaf::VP_VMCALL, sub::MAP_GPA) {
-            self.map_gpas += 1;
-            if self.refused == Some(self.map_gpas) {
-                // The VMM never sees it; R10 and R11 are as the guest set them.
-                regs.rax = module::OPERAND_INVALID | module::OPERAND_RCX;
-                return;
-            }
-        }
-        let flow = mapgpa::tdcall::tdcall(&mut self.engine, 0, regs, &Bare, &NoCpu);
-        if matches!(flow.expect("memory does not fail"), Flow::Exit | Flow::Stop) {
-            Self::end();
-        }
-    }
-
-    fn read(&mut self, alias: Alias, gpa: u64) -> u64 {
-        self.touch(alias, gpa);
-        self.words.get(&(alias, gpa)).copied().unwrap_or_default()
-    }
-
-    fn write(&mut self, alias: Alias, gpa: u64, value: u64) {
-        self.touch(alias, gpa);
-        self.words.insert((alias, gpa), value);
-    }
-
-    fn stop(&mut self) -> ! {
-        Self::end()
-    }
-}
+use vcpu::{Vcpu, until_it_ends};
 
 /// What is done with a guest.
 #[derive(Debug, Clone, Copy)]
@@ -126,17 +59,13 @@ fn caught(guest: Convert, case: &Case, trial: Trial) -> Option<&'static str> {
         engine.preset_shared(pages).expect("memory does not fail");
     }
     let refused = if let Trial::Test { refused } = trial { refused } else { None };
-    let mut td = Vcpu { engine, words: HashMap::new(), tdcalls: 0, refused, map_gpas: 0 };
-    let ended = catch_unwind(AssertUnwindSafe(|| match trial {
+    let mut td = Vcpu::new(engine, refused);
+    until_it_ends(|| match trial {
         Trial::Test { .. } => {
             driver::run_with(&mut td, &setup.params, 0, |td, c| guest(&mut AnyTd(td), c))
         }
         Trial::Asked(asked, to) => ask(&mut td, guest, asked, to),
-    }));
-    match ended {
-        Err(payload) if payload.is::<Ended>() => {}
-        Err(payload) => resume_unwind(payload),
-    }
+    });
     let record = td.engine.end().1.finish().expect("no trace");
     let mut checks = record.judgement.violations.iter().map(|violation| violation.check);
     // The judge sees the replies of the VMM only: to fail is right where the TDX module refuses.
@@ -146,7 +75,7 @@ fn caught(guest: Convert, case: &Case, trial: Trial) -> Option<&'static str> {
 
 /// A caller that wants a range converted, which is in the other state. Where it is no range, what it
 /// names is in the wanted state already: right is to leave it so.
-fn ask(td: &mut Vcpu, guest: Convert, asked: Asked, to: Direction) -> ! {
+fn ask(td: &mut Vcpu<Recorder>, guest: Convert, asked: Asked, to: Direction) -> ! {
     let Asked { gpa, size, valid } = asked;
     let inside = gpa & (BIT - 1);
     let pages = Pages::of_bytes(inside, size.min(BIT - inside));
