@@ -40,8 +40,8 @@ interrupted.";
 const MERGE_AFTER: &str = "\
 Reads the --json files of the shards of one suite, fuzz or sweep, and joins them: cases and cells in
 their order, findings folded to one of each check, sums added. All shards together give what one run
-without --shard gives, in all its forms. A report that is unfinished, as a run that is killed leaves it, is
-joined as far as it goes, and named on stderr.
+without --shard gives, in all its forms. A report that is unfinished, as a run that is killed leaves
+it, is joined as far as it goes, and named on stderr.
 
 Exit codes: as the command whose reports are joined.";
 
