@@ -272,28 +272,30 @@ impl Maker {
         }
     }
 
-    /// An R11: a named one, one at a distance from an anchor, or a value near one that registers have.
+    /// An R11: a named one, one at a distance from an anchor, a page of the range in either alias, or a
+    /// value near one that registers have.
     fn r11(&mut self) -> R11 {
+        let bit = 1 << 47;
         match self.draw.below(8) {
             0..3 => {
                 let named = NAMED_R11.len() as u64;
                 let pick = usize::try_from(self.draw.below(named)).unwrap_or(0);
                 NAMED_R11[pick].1
             }
-            3..7 => {
+            3..6 => {
                 let anchor = [Anchor::Start, Anchor::Next, Anchor::End];
                 let anchor = one_of(&mut self.draw, &anchor);
                 R11::new(anchor, one_of(&mut self.draw, &OFFSETS))
             }
-            _ => {
+            6 => {
                 let page = self.start + self.near_page() * PAGE_SIZE;
-                let bit = 1 << 47;
+                R11::new(Anchor::Zero, one_of(&mut self.draw, &[page, page | bit]).cast_signed())
+            }
+            _ => {
                 let values = [
                     0,
                     1,
                     PAGE_SIZE,
-                    page,
-                    page | bit,
                     bit,
                     bit << 1,
                     bit << 4,
