@@ -3,7 +3,7 @@
 CARGO ?= cargo
 TARGET := x86_64-unknown-linux-gnu
 
-.PHONY: demo test lint bench bench-check fuzz-vmm static lab lab-test tdx-test lab-memfd cases ci-check clean
+.PHONY: demo test lint bench bench-check fuzz-vmm static lab lab-test tdx-test lab-memfd lab-faults cases ci-check clean
 
 # Every guest against every policy, each case in a VM of its own.
 demo:
@@ -55,6 +55,10 @@ tdx-test:
 # Memory model guest-memfd, in the lab; skipped unless its kernel has been built (memfd-tests --build).
 lab-memfd:
 	guest-tests/lab/memfd-tests
+
+# Host calls that fail, in runs of a kernel and of a TD, in the lab: 10 minutes.
+lab-faults:
+	guest-tests/lab/fault-tests
 
 # The corpus, found anew.
 cases:

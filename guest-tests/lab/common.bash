@@ -254,3 +254,20 @@ unpack_package() {
     rm -rf "$tmp"
     return $rc
 }
+
+u32() { od -An -tu4 -j "$2" -N 4 "$1" | tr -d ' '; }
+# unpack_kernel IMAGE VMLINUX: what is in a bzImage, unpacked here rather than by each run under emulation.
+unpack_kernel() {
+    local image=$1 sectors at size payload=$2.payload
+    sectors=$(od -An -tu1 -j $((0x1f1)) -N 1 "$image" | tr -d ' ')
+    at=$(((sectors + 1) * 512 + $(u32 "$image" $((0x248))))) size=$(u32 "$image" $((0x24c)))
+    tail -c +$((at + 1)) "$image" | head -c "$size" >"$payload"
+    case $(od -An -tx1 -N 4 "$payload" | tr -d ' ') in
+        28b52ffd) zstd -dcq --memory=256MB "$payload" ;;
+        1f8b*) gzip -dcq "$payload" ;;
+        fd377a58) xz -dcq --single-stream "$payload" ;;
+        *) return 1 ;;
+    esac >"$2" 2>/dev/null || true # what follows the stream, its size, is complained about
+    rm -f "$payload"
+    [[ $(head -c 4 "$2" | tail -c 3) == ELF ]]
+}

@@ -6,57 +6,17 @@ mod harness;
 mod interposer;
 mod support;
 
-use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::Command;
 
 use harness::{Needs, harness};
+use interposer::sweep::{clear, sampled, sweep};
 use interposer::{Fault, Ran};
 use support::Scratch;
 use support::command::{code, command, stderr, stdout};
 
-/// The most calls of one function that are failed, one after the other: the first ones, and then some
-/// of the rest.
+/// Calls of a function that are failed at first, and then of the rest.
 const EACH: u64 = 16;
-
-/// Which of `count` calls are failed.
-fn sampled(count: u64) -> Vec<u64> {
-    let rest = count.saturating_sub(EACH);
-    let step = rest.div_ceil(EACH).max(1);
-    let later = (EACH + 1..=count).step_by(usize::try_from(step).expect("few"));
-    (1..=count.min(EACH)).chain(later).collect()
-}
-
-/// What a call of `function` may fail with.
-fn errors(function: &str) -> &'static [i32] {
-    match function {
-        "open64" | "eventfd" | "syscall" => &[libc::EMFILE, libc::ENOMEM],
-        "write" | "ftruncate64" | "rename" => &[libc::ENOSPC, libc::EIO],
-        "read" => &[libc::EIO],
-        "timer_create" | "pthread_create" => &[libc::EAGAIN],
-        "ioctl" => &[libc::ENOMEM, libc::EFAULT, libc::EMFILE],
-        "poll" | "timer_settime" | "sigaction" => &[libc::EINVAL],
-        _ => &[libc::ENOMEM],
-    }
-}
-
-/// Lines that a user can do something with: one for what ended the command, none of a panic.
-fn clear(ran: &Ran, fault: Fault) -> i32 {
-    let error = stderr(&ran.output);
-    let code = ran.output.status.code().unwrap_or_else(|| panic!("{fault:?}: {:?}", ran.output));
-    assert!(!error.contains("panicked"), "{fault:?}: {error}");
-    match code {
-        0 | 1 => assert_eq!(error, "", "{fault:?}"),
-        2..=4 => {
-            // What cannot be written cannot be read.
-            let mute = fault.function == "write" && error.is_empty();
-            let line = error.starts_with("mapgpa: ") && error.lines().count() == 1;
-            assert!(line || mute, "{fault:?}: exit {code}: {error:?}");
-        }
-        _ => panic!("{fault:?}: exit {code}: {error}"),
-    }
-    code
-}
 
 /// Every line of a trace is a call's; how many.
 fn lines_of_trace(path: &Path) -> usize {
@@ -67,54 +27,6 @@ fn lines_of_trace(path: &Path) -> usize {
     }
     text.lines().count()
 }
-
-/// Fails every call of a run, one after the other, in each way that it may fail; `check` looks at what
-/// came of it. Gives how many runs ended with each exit code.
-fn sweep(
-    name: &str,
-    line: impl Fn(&Scratch) -> Command,
-    mut check: impl FnMut(&Ran, Fault, i32, &Scratch),
-) -> BTreeMap<i32, u64> {
-    let scratch = Scratch::new(name);
-    let report = scratch.path("report");
-    let whole = interposer::run(&mut line(&scratch), None, &report);
-    let expected = code(&whole.output);
-    assert!(expected <= 1, "{}", stderr(&whole.output));
-    let mut codes = BTreeMap::new();
-    for function in FUNCTIONS {
-        let count = whole.counted.get(*function).copied().unwrap_or_default();
-        for errno in errors(function) {
-            for first in sampled(count) {
-                let fault = Fault { function, first, errno: *errno, times: 1 };
-                let ran = interposer::run(&mut line(&scratch), Some(fault), &report);
-                let code = clear(&ran, fault);
-                check(&ran, fault, code, &scratch);
-                *codes.entry(code).or_default() += 1;
-            }
-        }
-    }
-    eprintln!("{name}: runs by exit code: {codes:?}");
-    codes
-}
-
-const FUNCTIONS: &[&str] = &[
-    "open64",
-    "read",
-    "write",
-    "ftruncate64",
-    "rename",
-    "ioctl",
-    "mmap",
-    "madvise",
-    "mincore",
-    "eventfd",
-    "poll",
-    "timer_create",
-    "timer_settime",
-    "sigaction",
-    "pthread_create",
-    "syscall",
-];
 
 /// A run, with a trace.
 fn run(backend: &str, more: &str, scratch: &Scratch) -> Command {
@@ -136,13 +48,14 @@ fn run_holds(ran: &Ran, fault: Fault, code: i32, scratch: &Scratch) {
 }
 
 fn an_emulated_run_survives_or_explains_any_failed_call() {
-    let codes = sweep("faults-emulated", |s| run("emulated", "", s), run_holds);
+    let codes = sweep("faults-emulated", EACH, |s| run("emulated", "", s), run_holds);
     assert!(codes.get(&3) > Some(&20) && codes.contains_key(&0), "{codes:?}");
 }
 
 fn a_run_of_several_vcpus_does() {
     let codes = sweep(
         "faults-vcpus",
+        EACH,
         |s| run("emulated", "--vcpus 3", s),
         |ran, fault, code, _| {
             assert_ne!(code, 1, "{fault:?}: {}", stdout(&ran.output));
@@ -152,9 +65,10 @@ fn a_run_of_several_vcpus_does() {
 }
 
 fn a_hosted_run_does() {
-    sweep("faults-hosted", |s| run("hosted", "", s), run_holds);
+    sweep("faults-hosted", EACH, |s| run("hosted", "", s), run_holds);
     let codes = sweep(
         "faults-threads",
+        EACH,
         |s| run("hosted", "--vcpus 3", s),
         |ran, fault, code, _| {
             assert_ne!(code, 1, "{fault:?}: {}", stdout(&ran.output));
@@ -171,7 +85,7 @@ fn a_transient_error_hurts_no_run() {
     let whole = interposer::run(&mut line(), None, &report);
     let mut hurt = Vec::new();
     for (function, errno) in TRANSIENT {
-        for first in sampled(whole.counted[*function]) {
+        for first in sampled(whole.counted[*function], EACH) {
             let fault = Fault { function, first, errno: *errno, times: 1 };
             let ran = interposer::run(&mut line(), Some(fault), &report);
             if ran.output.status.code() != Some(0) {
@@ -231,7 +145,7 @@ fn a_suite_keeps_its_results_and_leaks_nothing() {
                 let errors = cases.iter().filter(|case| case["verdict"] == "error").count();
                 let left = usize::try_from(u64::from(code == Some(3))).expect("0 or 1");
                 assert_eq!((cases.len(), errors), (6, left), "{fault:?} {suite:#}");
-                for what in ["fds", "threads"] {
+                for what in ["fds", "threads", "mappings"] {
                     assert_eq!(ran.counted[what], whole.counted[what], "{fault:?}: {what}");
                 }
             }

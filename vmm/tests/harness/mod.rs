@@ -9,6 +9,10 @@ use libtest_mimic::{Arguments, Completion, Trial};
 use mapgpa::backend::emulated;
 use mapgpa::memory::MemoryModel;
 
+/// The environment's variables that name a kernel (vmlinux) and the library of the simulated TDX host.
+pub const KERNEL: &str = "MAPGPA_TEST_KERNEL";
+pub const HOST: &str = "MAPGPA_TEST_HOST";
+
 /// What a test needs of the machine.
 #[derive(Debug, Clone, Copy)]
 pub enum Needs {
@@ -21,6 +25,10 @@ pub enum Needs {
     GuestMemfd,
     /// A KVM, and the right to take userfaultfd away (unshare and setpriv, as root).
     TakeAway,
+    /// A KVM that runs kernels, and a kernel.
+    Kernel,
+    /// That, and the simulated TDX host.
+    SimulatedHost,
     /// A browser.
     Chromium,
 }
@@ -36,6 +44,13 @@ impl Needs {
     /// Why this machine lacks it, if it does.
     fn missing(self) -> Option<String> {
         let kvm = || emulated::default_gpaw().err().map(|error| mapgpa::one_line(&error));
+        // In the lab there is a KVM for kernels; who runs tests there names the file.
+        let kernels = |variable: &str| match (std::env::var_os(variable), emulated::kernel_mode()) {
+            (None, _) => Some(format!("{variable} is not set (guest-tests/lab/fault-tests sets it)")),
+            (_, Err(error)) => Some(mapgpa::one_line(&error)),
+            (_, Ok(mode)) if mode.is_fit() => None,
+            (_, Ok(_)) => Some("this KVM interprets kernel-mode code".to_owned()),
+        };
         match self {
             Self::Nothing => None,
             Self::Kvm => kvm(),
@@ -51,6 +66,8 @@ impl Needs {
                 (!may.is_ok_and(|run| run.status.success()))
                     .then(|| "needs root, unshare and setpriv".to_owned())
             }),
+            Self::Kernel => kernels(KERNEL),
+            Self::SimulatedHost => kernels(HOST),
             Self::Chromium if chromium().is_some() => None,
             Self::Chromium => Some("no Chromium (apt-get install chromium)".to_owned()),
         }
@@ -62,6 +79,7 @@ impl Needs {
             // Not everybody who has KVM is root.
             Self::Nothing | Self::TakeAway => return false,
             Self::Kvm | Self::Userfaultfd => "MAPGPA_REQUIRE_KVM",
+            Self::Kernel | Self::SimulatedHost => "MAPGPA_REQUIRE_LAB",
             Self::GuestMemfd => "MAPGPA_REQUIRE_GUEST_MEMFD",
             Self::Chromium => "MAPGPA_REQUIRE_CHROMIUM",
         };
@@ -70,7 +88,7 @@ impl Needs {
 }
 
 /// Runs the tests of a binary (`harness = false`). One that cannot run here is reported as ignored,
-/// with the reason; with MAPGPA_REQUIRE_KVM=1 (or _GUEST_MEMFD, _CHROMIUM) it fails.
+/// with the reason; with MAPGPA_REQUIRE_KVM=1 (or _GUEST_MEMFD, _LAB, _CHROMIUM) it fails.
 pub fn harness(tests: Vec<(&'static str, Needs, fn())>) -> ExitCode {
     let trials = tests.into_iter().map(|(name, needs, test)| {
         Trial::ignorable_test(name, move || match needs.missing() {

@@ -4,7 +4,7 @@
 //! - `MAPGPA_FAULT=NAME:NTH:ERRNO[:TIMES]`: the NTH call of NAME, from 1, fails with ERRNO, and so do the
 //!   calls after it, TIMES in all.
 //! - `MAPGPA_FAULT_REPORT=FILE`: at the end, a line `NAME CALLS` for each function, and lines `fds`,
-//!   `threads` for what the process has then.
+//!   `threads`, `mappings` for what the process has then.
 //!
 //! Built by the test with rustc alone, so there is no crate to take declarations from.
 #![allow(unsafe_code, reason = "an interposer is made of it")]
@@ -219,6 +219,23 @@ fn threads() -> usize {
     tasks.flatten().filter_map(|task| name(task).ok()).filter(|name| !name.starts_with("kvm-")).count()
 }
 
+/// Mappings that a VM has: of vCPUs, and of memory large enough to be a guest's. The C library keeps
+/// stacks of threads that have ended, which are smaller.
+fn mappings() -> usize {
+    const LARGE: u64 = 8 << 20;
+    let maps = std::fs::read_to_string("/proc/self/maps").unwrap_or_default();
+    let is_guests = |line: &&str| {
+        let mut words = line.split_whitespace();
+        let bounds = words.next().and_then(|range| range.split_once('-'));
+        let number = |text| u64::from_str_radix(text, 16).unwrap_or_default();
+        let size = bounds.map_or(0, |(start, end)| number(end) - number(start));
+        let writable = words.next().is_some_and(|mode| mode.starts_with("rw"));
+        let name = words.nth(3).unwrap_or_default();
+        name.contains("kvm") || name.contains("memfd") || name.is_empty() && writable && size >= LARGE
+    };
+    maps.lines().filter(is_guests).count()
+}
+
 /// Writes the report.
 extern "C" fn report() {
     let Some(path) = std::env::var_os("MAPGPA_FAULT_REPORT") else { return };
@@ -232,7 +249,8 @@ extern "C" fn report() {
     }
     let entries = |path: &str| std::fs::read_dir(path).map_or(0, Iterator::count);
     // The directory that is being read is one more.
-    let mut text = format!("fds {}\nthreads {}\n", entries("/proc/self/fd") - 1, threads());
+    let fds = entries("/proc/self/fd") - 1;
+    let mut text = format!("fds {fds}\nthreads {}\nmappings {}\n", threads(), mappings());
     for function in FUNCTIONS.iter().chain([&&SYSCALL, &&IOCTL, &&RUN, &&CREATE_VM]) {
         let name = function.name.to_string_lossy();
         text += &format!("{name} {}\n", function.calls.load(Relaxed));

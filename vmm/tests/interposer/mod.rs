@@ -1,6 +1,8 @@
 //! Builds the library of `lib.rs`, and runs the binary with a host whose calls fail.
 #![allow(dead_code, unreachable_pub, reason = "each test binary uses a part of it")]
 
+pub mod sweep;
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
@@ -13,7 +15,13 @@ pub fn library() -> Result<&'static Path, String> {
     LIBRARY.get_or_init(build).as_deref().map_err(Clone::clone)
 }
 
+/// Where it was built before: in the lab, a compiler takes its time.
+const BUILT: &str = "MAPGPA_FAULTS_LIBRARY";
+
 fn build() -> Result<PathBuf, String> {
+    if let Some(built) = std::env::var_os(BUILT) {
+        return Ok(built.into());
+    }
     let source = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/interposer/lib.rs");
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR"));
     let library = folder.join(format!("libfaults-{}.so", std::process::id()));
@@ -44,7 +52,7 @@ pub struct Fault {
 #[derive(Debug)]
 pub struct Ran {
     pub output: Output,
-    /// Calls by function, and `fds` and `threads` at the end; empty if it ended otherwise.
+    /// Calls by function, and `fds`, `threads` and `mappings` at the end; empty if it ended otherwise.
     pub counted: BTreeMap<String, u64>,
 }
 
@@ -82,7 +90,13 @@ fn read(stream: &mut Option<impl std::io::Read>) -> Vec<u8> {
 pub fn run(command: &mut Command, fault: Option<Fault>, report: &Path) -> Ran {
     let library = library().expect("the library");
     let _ = std::fs::remove_file(report);
-    command.env("LD_PRELOAD", library).env("MAPGPA_FAULT_REPORT", report);
+    // What the command wants to be preloaded comes behind it.
+    let mut preloaded = library.as_os_str().to_owned();
+    if let Some((_, Some(more))) = command.get_envs().find(|(name, _)| *name == "LD_PRELOAD") {
+        preloaded.push(":");
+        preloaded.push(more);
+    }
+    command.env("LD_PRELOAD", preloaded).env("MAPGPA_FAULT_REPORT", report);
     if let Some(Fault { function, first, errno, times }) = fault {
         command.env("MAPGPA_FAULT", format!("{function}:{first}:{errno}:{times}"));
     }
