@@ -46,7 +46,9 @@ impl Needs {
         let kvm = || emulated::default_gpaw().err().map(|error| mapgpa::one_line(&error));
         // In the lab there is a KVM for kernels; who runs tests there names the file.
         let kernels = |variable: &str| match (std::env::var_os(variable), emulated::kernel_mode()) {
-            (None, _) => Some(format!("{variable} is not set (guest-tests/lab/fault-tests sets it)")),
+            (None, _) => {
+                Some(format!("{variable} is not set (guest-tests/lab/fault-tests sets it)"))
+            }
             (_, Err(error)) => Some(mapgpa::one_line(&error)),
             (_, Ok(mode)) if mode.is_fit() => None,
             (_, Ok(_)) => Some("this KVM interprets kernel-mode code".to_owned()),

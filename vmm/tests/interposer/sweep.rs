@@ -51,6 +51,10 @@ fn errors(function: &str) -> &'static [i32] {
 /// Lines that a user can do something with: one for what ended the command, none of a panic.
 pub fn clear(ran: &Ran, fault: Fault) -> i32 {
     let error = stderr(&ran.output);
+    if error.contains("failed to allocate an alternative stack") {
+        // The Rust library, before main.
+        return 3;
+    }
     let code = ran.output.status.code().unwrap_or_else(|| panic!("{fault:?}: {:?}", ran.output));
     assert!(!error.contains("panicked"), "{fault:?}: {error}");
     match code {
