@@ -89,7 +89,8 @@ fn a_transient_error_hurts_no_run() {
             let fault = Fault { function, first, errno: *errno, times: 1 };
             let ran = interposer::run(&mut line(), Some(fault), &report);
             if ran.output.status.code() != Some(0) {
-                hurt.push(format!("{fault:?}: {}", stderr(&ran.output)));
+                let Ran { output, .. } = ran;
+                hurt.push(format!("{fault:?}: {}{}", stderr(&output), stdout(&output)));
             }
         }
     }
