@@ -154,7 +154,7 @@ mod tests {
         let bit = shared_bit(GPAW);
         let touches = touch_while(|engine| {
             // All of the block is shared, so that the touch goes on unseen; then its page is converted.
-            engine.map_gpa(1, M2 + M2 / 2 | bit, M2 / 2).unwrap();
+            engine.map_gpa(1, (M2 + M2 / 2) | bit, M2 / 2).unwrap();
             std::thread::sleep(Duration::from_millis(100));
             engine.map_gpa(0, M2, PAGE_SIZE).unwrap();
         });
