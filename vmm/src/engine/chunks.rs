@@ -5,6 +5,10 @@
 //! one, answered with success, without another exit of that vCPU between them, belongs to the same
 //! request. With `--front-end kvm-*` the engine plays KVM too; backend `tdx` has the real one, and
 //! the engine works out what the guest was told ([`Observed`]).
+//!
+//! How long a request is that was answered with RETRY in its first chunk, only the player of KVM knows.
+//! So the two may count `stall` differently for a guest that goes on neither at R11 nor from the start,
+//! and does not mark its conversations.
 
 use std::time::Instant;
 
