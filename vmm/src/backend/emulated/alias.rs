@@ -291,10 +291,7 @@ mod tests {
 
     #[test]
     fn blocks_are_registered_unless_all_of_them_is_legitimate() {
-        let Ok(userfaultfd) = Userfaultfd::open() else {
-            eprintln!("skipped: no userfaultfd");
-            return;
-        };
+        let Some(userfaultfd) = Userfaultfd::of_test() else { return };
         // The last block is no whole one.
         let ram = Ram::new((8 << 20) + 3 * K4).unwrap();
         let mut bench = Bench::new(&ram, Some(&userfaultfd));
@@ -320,10 +317,7 @@ mod tests {
 
     #[test]
     fn more_alternating_blocks_than_the_host_has_mappings_are_watched_still() {
-        let Ok(userfaultfd) = Userfaultfd::open() else {
-            eprintln!("skipped: no userfaultfd");
-            return;
-        };
+        let Some(userfaultfd) = Userfaultfd::of_test() else { return };
         let limit = std::fs::read_to_string("/proc/sys/vm/max_map_count").unwrap();
         let limit: u64 = limit.trim().parse().unwrap();
         if limit > 1 << 17 {

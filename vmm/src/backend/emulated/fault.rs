@@ -110,10 +110,7 @@ mod tests {
     fn touch_while(
         meanwhile: impl FnOnce(&mut Engine<AliasMemory<'_>, Touches>),
     ) -> Option<Vec<u64>> {
-        let Ok(userfaultfd) = Userfaultfd::open() else {
-            eprintln!("skipped: no userfaultfd");
-            return None;
-        };
+        let userfaultfd = Userfaultfd::of_test()?;
         let ram = Ram::new(2 * M2).unwrap();
         let memory = AliasMemory::new(&ram, Some(&userfaultfd)).unwrap();
         let settings = Settings {

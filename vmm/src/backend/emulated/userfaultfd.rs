@@ -172,6 +172,22 @@ impl Userfaultfd {
     }
 }
 
+#[cfg(test)]
+impl Userfaultfd {
+    /// One for a test, which says that it is skipped where there is none, and fails if it must run.
+    pub(super) fn of_test() -> Option<Self> {
+        let required = std::env::var_os("MAPGPA_REQUIRE_KVM").is_some_and(|value| value == "1");
+        match Self::open() {
+            Ok(this) => Some(this),
+            Err(error) if required => panic!("required, but no userfaultfd: {error}"),
+            Err(error) => {
+                eprintln!("skipped: no userfaultfd: {error}");
+                None
+            }
+        }
+    }
+}
+
 impl AsFd for Userfaultfd {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
