@@ -55,6 +55,14 @@ pub struct HostWork {
     pub pages: u64,
 }
 
+impl HostWork {
+    /// Books a system call, and the pages that it dropped.
+    pub(crate) const fn book(&mut self, pages: u64) {
+        self.calls += 1;
+        self.pages += pages;
+    }
+}
+
 /// The backing of both aliases of guest memory. The page map has changed already when it is called.
 pub trait Memory {
     /// The pages of `run` have been converted in direction `to`: contents are lost, and access

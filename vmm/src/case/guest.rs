@@ -40,15 +40,20 @@ impl GuestSource {
     /// # Errors
     /// It cannot be read, or is larger than any guest test.
     pub fn of_file(path: &Path) -> io::Result<Self> {
-        let mut image = Vec::new();
-        // A device has no end: a byte more than the limit tells enough.
-        File::open(path)?.take(ELF_MAX + 1).read_to_end(&mut image)?;
-        if image.len() as u64 > ELF_MAX {
+        let Some(image) = read_at_most(path, ELF_MAX)? else {
             let why = format!("larger than {}, the most that a guest has", show_size(ELF_MAX));
             return Err(io::Error::new(io::ErrorKind::FileTooLarge, why));
-        }
+        };
         Ok(Self::Elf { path: path.to_owned(), image })
     }
+}
+
+/// The bytes of the file `path`, or nothing if there are more than `most`. A device has no end, and a file
+/// may grow: a byte more than the limit tells enough.
+pub(crate) fn read_at_most(path: &Path, most: u64) -> io::Result<Option<Vec<u8>>> {
+    let mut bytes = Vec::new();
+    File::open(path)?.take(most + 1).read_to_end(&mut bytes)?;
+    Ok(Some(bytes).filter(|bytes| bytes.len() as u64 <= most))
 }
 
 /// What a guest runs on.

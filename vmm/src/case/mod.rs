@@ -21,6 +21,7 @@ use crate::report::{Follow, Host, Record, Recorder, RunReport, Totals, Trace, Ve
 
 pub(crate) use error::trace_error;
 pub use error::{CaseError, RunError};
+pub(crate) use guest::read_at_most;
 pub use guest::{Backend, GuestSource};
 pub use recipe::{KernelForm, Recipe, RunForm, layout_by_name, plan_by_name, until_by_name};
 

@@ -30,12 +30,7 @@ pub(super) fn merge(args: &MergeArgs) -> Result<Found, CliError> {
     if is_for_suites && !matches!(merged, Merged::Suite(_)) {
         return Err(CliError::Conflict("--junit, --ktap: only a suite has such a report"));
     }
-    let named = [
-        ("--junit", files.junit.as_deref()),
-        ("--ktap", files.ktap.as_deref()),
-        ("--json", files.json.as_deref()),
-    ];
-    output::apart(&named)?;
+    suite_files::apart(files, None)?;
     for path in unfinished {
         output::unfinished(&path);
     }

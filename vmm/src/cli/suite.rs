@@ -11,7 +11,7 @@ use super::bundle::Bundle;
 use super::keep::keeping;
 use super::output;
 use super::resolve::{self, Ground, split_policies, twice};
-use super::suite_files::{SuiteFiles, found};
+use super::suite_files::{SuiteFiles, apart, found};
 use super::{CliError, Found};
 use crate::case::{Backend, Case, CaseError};
 use crate::expect::Expectations;
@@ -26,15 +26,8 @@ pub(super) fn suite(args: &SuiteArgs) -> Result<Found, CliError> {
         Some(path) => Expectations::read(path)?,
         None => Expectations::built_in()?,
     };
-    let files = &args.files;
-    let named = [
-        ("--junit", files.junit.as_deref()),
-        ("--ktap", files.ktap.as_deref()),
-        ("--json", files.json.as_deref()),
-        ("--bundle", args.bundle.as_deref()),
-    ];
-    output::apart(&named)?;
-    let files = SuiteFiles::open(files)?;
+    apart(&args.files, args.bundle.as_deref())?;
+    let files = SuiteFiles::open(&args.files)?;
     let bundle = Bundle::open(args.bundle.as_deref(), &mut cases)?;
     let jobs = resolve::jobs(args.jobs);
     let bar = progress_bar(cases.len());

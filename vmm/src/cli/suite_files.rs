@@ -1,6 +1,7 @@
 //! Where a suite's results go, run here or joined of shards: the files that the user names, and stdout.
 
 use std::io;
+use std::path::Path;
 
 use super::args::{Format, SuiteFilesArgs};
 use super::output::{self, Output};
@@ -44,6 +45,16 @@ impl<'a> SuiteFiles<'a> {
             Format::Json => object::write(out, result),
         })
     }
+}
+
+/// Refuses files of `args`, or a bundle, that are the same.
+pub(super) fn apart(args: &SuiteFilesArgs, bundle: Option<&Path>) -> Result<(), CliError> {
+    output::apart(&[
+        ("--junit", args.junit.as_deref()),
+        ("--ktap", args.ktap.as_deref()),
+        ("--json", args.json.as_deref()),
+        ("--bundle", bundle),
+    ])
 }
 
 /// What the exit code of a suite is made of.

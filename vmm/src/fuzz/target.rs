@@ -81,27 +81,28 @@ impl Target {
         }
     }
 
+    /// When it is ended at the latest.
+    fn timeout_mut(&mut self) -> &mut Duration {
+        match self {
+            Self::Test(case) => &mut case.timeout,
+            Self::Kernel(case) => &mut case.run.timeout,
+        }
+    }
+
     /// Runs it until `deadline` at the latest; nothing, if that ended it, or the user did.
     ///
     /// # Errors
     /// The run could not be done.
     pub fn run_until(&mut self, deadline: Option<Instant>) -> Result<Option<Outcome>, RunError> {
-        let timeout = match self {
-            Self::Test(case) => &mut case.timeout,
-            Self::Kernel(case) => &mut case.run.timeout,
-        };
-        let own = *timeout;
+        let own = *self.timeout_mut();
         let left = deadline.map(|at| at.saturating_duration_since(Instant::now()));
         let cut = left.filter(|left| *left < own);
         if cut == Some(Duration::ZERO) {
             return Ok(None);
         }
-        *timeout = cut.unwrap_or(own);
+        *self.timeout_mut() = cut.unwrap_or(own);
         let ran = self.run();
-        match self {
-            Self::Test(case) => case.timeout = own,
-            Self::Kernel(case) => case.run.timeout = own,
-        }
+        *self.timeout_mut() = own;
         // A guest that was ended before its own time-out says nothing.
         let is_cut = cut.is_some() && deadline.is_some_and(|at| Instant::now() >= at);
         Ok(Some(ran?).filter(|outcome| !outcome.interrupted && !is_cut))

@@ -12,7 +12,7 @@ use super::initramfs::{self, Module, ModuleError};
 use super::machine::{Machine, Until};
 use crate::backend::emulated::{self, EmulatedError, KernelMode, KernelSetup, MachineSetup};
 use crate::case::machine::MachineRun;
-use crate::case::{HIGH_START, LOW_END, Ran, Recipe, RunError};
+use crate::case::{HIGH_START, LOW_END, Ran, Recipe, RunError, read_at_most};
 use crate::patch::Patched;
 use crate::policy::Policy;
 use crate::report::{Follow, KernelRow};
@@ -322,17 +322,9 @@ pub(crate) fn fit_mode() -> Result<KernelMode, RunError> {
 
 /// The bytes of a file of at most `most` bytes.
 pub(crate) fn read(option: &'static str, path: &Path, most: u64) -> Result<Vec<u8>, LinuxError> {
-    use io::Read;
     let error = |source| LinuxError::Read { option, path: path.to_owned(), source };
-    let file = std::fs::File::open(path).map_err(error)?;
-    let mut bytes = Vec::new();
-    // A file that grows, or a device that never ends.
-    file.take(most + 1).read_to_end(&mut bytes).map_err(error)?;
-    if bytes.len() as u64 > most {
-        Err(error(io::ErrorKind::FileTooLarge.into()))
-    } else {
-        Ok(bytes)
-    }
+    let bytes = read_at_most(path, most).map_err(error)?;
+    bytes.ok_or_else(|| error(io::ErrorKind::FileTooLarge.into()))
 }
 
 fn module(path: &Path) -> Result<Module, LinuxError> {

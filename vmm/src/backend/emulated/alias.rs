@@ -89,8 +89,7 @@ impl<'a> AliasMemory<'a> {
 
     /// Drops the contents of `part` of `region` behind `alias`.
     fn discard(&mut self, region: &Region, alias: Alias, part: Pages) -> Result<(), MemoryError> {
-        self.books.work.calls += 1;
-        self.books.work.pages += part.count;
+        self.books.work.book(part.count);
         region.discard(alias, part)
     }
 
@@ -156,7 +155,7 @@ impl<'a> AliasMemory<'a> {
         let Some(userfaultfd) = self.userfaultfd else { return Ok(()) };
         let (start, size) = region.host(alias, run);
         let call = if on { "UFFDIO_REGISTER" } else { "UFFDIO_UNREGISTER" };
-        self.books.work.calls += 1;
+        self.books.work.book(0);
         let done = if on {
             userfaultfd.register(start, size)
         } else {

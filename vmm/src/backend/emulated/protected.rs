@@ -132,12 +132,6 @@ impl<'a> ProtectedMemory<'a> {
         }
         Ok(Self { memory, userfaultfd, kept: false, books: Books::default() })
     }
-
-    /// Books a system call, and the pages that it dropped.
-    const fn book(&mut self, pages: u64) {
-        self.books.work.calls += 1;
-        self.books.work.pages += pages;
-    }
 }
 
 impl Memory for ProtectedMemory<'_> {
@@ -153,23 +147,23 @@ impl Memory for ProtectedMemory<'_> {
         self.kept |= keep;
         for (region, file, part) in memory.parts(run) {
             memory.set(part, to == Direction::ToPrivate)?;
-            self.book(0);
+            self.books.work.book(0);
             if !keep || old == Alias::Shared {
                 forget(region, file, part, old)?;
-                self.book(part.count);
+                self.books.work.book(part.count);
             }
             // What was kept, and is not wanted after all.
             let unwanted = self.kept && !keep && new == Alias::Private;
             if unwanted || self.books.tainted && new == Alias::Shared {
                 forget(region, file, part, new)?;
-                self.book(part.count);
+                self.books.work.book(part.count);
             }
             // Behind the private alias: what the guest started from, or a forbidden access has left.
             let boot = BOOT.end().saturating_sub(part.first).min(part.count);
             let stale = Pages { count: if self.books.tainted { part.count } else { boot }, ..part };
             if stale.count > 0 {
                 region.discard(Alias::Private, stale)?;
-                self.book(stale.count);
+                self.books.work.book(stale.count);
             }
         }
         Ok(())

@@ -34,7 +34,7 @@ impl<'a> TdMemory<'a> {
     }
 
     fn set_private(&mut self, pages: Pages, private: bool) -> Result<(), MemoryError> {
-        self.work.calls += 1;
+        self.work.book(0);
         guest_memfd::set_private(self.td.fd(), pages.gpa(), pages.count * PAGE_SIZE, private)
             .map_err(|error| failed("KVM_SET_MEMORY_ATTRIBUTES", pages, error))
     }
@@ -77,13 +77,13 @@ impl Memory for TdMemory<'_> {
             self.let_through.remove(part.first..part.end());
             if private || was_let_through {
                 region.discard(Alias::Shared, part)?;
-                self.work.calls += 1;
+                self.work.book(0);
             }
             if !private {
                 let offset = (part.first - region.pages.first) * PAGE_SIZE;
                 file.punch(offset, part.count * PAGE_SIZE)
                     .map_err(|error| failed("fallocate(FALLOC_FL_PUNCH_HOLE)", part, error))?;
-                self.work.calls += 1;
+                self.work.book(0);
             }
             self.work.pages += part.count;
         }
